@@ -1,0 +1,35 @@
+"""One line of the registry: how to name, size and build a family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from protea.core import Model
+from protea.space import Rows, Space
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A family of models that `protea fit NAME` and `protea compare` know.
+
+    Args:
+        name: what a user types.
+        family: classical, latent, adversarial, flow, diffusion, autoregressive.
+        title: the model's usual name.
+        source: the paper, as "Author Year, title".
+        suits: kinds of space it can model.
+        config: a frozen dataclass of plain JSON values with the field's usual names.
+        build: (space, config) to an untrained model; data-dependent buffers come by `initialise` or from a file.
+        suggest: (space, training rows, budget in seconds) to a config that gives a sane result.
+    """
+
+    name: str
+    family: str
+    title: str
+    source: str
+    suits: frozenset[str]
+    config: type
+    build: Callable[[Space, Any], Model]
+    suggest: Callable[[Space, Rows, float], Any]

@@ -1,0 +1,73 @@
+"""A continuous model of relaxed data, seen from the canonical units of a space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from protea.core import Bounded, Model, Normalised
+from protea.rng import Streams
+from protea.space import Rows, Space
+from protea.transforms.relaxation import Relaxation
+
+
+class Lifted(Model):
+    """Draws from `inner`, a model of v in R^D, and lowers to canonical units. Use `lift` to make one."""
+
+    def __init__(self, space: Space, relaxation: Relaxation, inner: Model) -> None:
+        super().__init__()
+        self.space, self.relaxation, self.inner, self.block = space, relaxation, inner, inner.block
+
+    def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
+        return self.relaxation.lower(self.inner.draw(rng, cond))
+
+    @torch.no_grad()
+    def raise_rows(self, rows: Rows, seed: int) -> Rows:
+        """The same rows in the inner model's units, with noise that depends on the row alone."""
+        v, _ = self.relaxation.lift(rows.x, Streams(seed, rows.ids, rows.x.device))
+        return Rows(v, rows.y, rows.ids)
+
+    def initialise(self, rows: Rows, seed: int = 0) -> None:
+        self.relaxation.fit(rows.x)
+        self.inner.initialise(self.raise_rows(rows, seed), seed)
+
+
+class LiftedDensity(Lifted, Normalised):
+    """Exact: the relaxation is a bijection and the inner density is exact."""
+
+    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        v, log_q = self.relaxation.lift(x, Streams(0, len(x), x.device))
+        assert isinstance(self.inner, Normalised)
+        return self.inner.log_prob(v, cond) - log_q
+
+
+class LiftedBound(Lifted, Bounded):
+    """A bound: dequantisation, or an inner model that is itself bounded (log-mean-exp over k draws)."""
+
+    def log_prob_bound(self, x: Tensor, cond: Tensor | None = None, *, rng: Streams, k: int = 1) -> Tensor:
+        inner = self.inner
+        if self.relaxation.exact and isinstance(inner, Bounded):
+            v, log_q = self.relaxation.lift(x, rng)
+            return inner.log_prob_bound(v, cond, rng=rng.child("inner"), k=k) - log_q
+        terms = []
+        for draw in range(k):
+            v, log_q = self.relaxation.lift(x, rng.child("lift", draw))
+            if isinstance(inner, Normalised):
+                log_p = inner.log_prob(v, cond)
+            else:
+                assert isinstance(inner, Bounded)
+                log_p = inner.log_prob_bound(v, cond, rng=rng.child("inner", draw))
+            terms.append(log_p - log_q)
+        return torch.logsumexp(torch.stack(terms), 0) - math.log(k)
+
+
+def lift(space: Space, relaxation: Relaxation, inner: Model) -> Lifted:
+    """Wrap `inner` so that it models `space`; the type says which likelihood survives."""
+    inner.space = space
+    if relaxation.exact and isinstance(inner, Normalised):
+        return LiftedDensity(space, relaxation, inner)
+    if isinstance(inner, (Normalised, Bounded)):
+        return LiftedBound(space, relaxation, inner)
+    return Lifted(space, relaxation, inner)
