@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ class Field:
     levels: int = 0  # category: codes are 0 .. levels-1; grid: number of values where bounded, else 0
     step: float = 1.0  # grid: the resolution
     missing: bool = False  # NaN may occur in canonical units
+    low: float = -math.inf  # real, grid: no value of the schema lies outside [low, high]
+    high: float = math.inf
 
 
 class Space(ABC):

@@ -1,0 +1,190 @@
+r"""The relaxation of each kind of space.
+
+Vector: standardisation, a bijection. Image: uniform dequantisation (Theis et al. 2016), scaled to [-1, 1].
+Table: each numeric column is mapped to a standard normal by its training quantiles (grid columns are first
+dequantised over their cell), and each categorical column becomes analog bits (Chen et al. 2023; the binary
+argmax surjection of Hoogeboom et al. 2021): bit b of its code is s + 0.25 eps with s = 2b - 1 and |eps| < 3.5.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from protea.errors import NotSupported
+from protea.rng import Streams
+from protea.space import Field, Space
+from protea.transforms.quantile import QuantileNormal
+from protea.transforms.relaxation import Relaxation
+
+_MARGIN = 1e-4  # of a cell, kept free at both ends so that float32 rounding cannot cross into the next
+_BIT_SCALE, _BIT_CUT = 0.25, 3.5
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Standardise(Relaxation):
+    """v = (x - mean) / std, entry by entry."""
+
+    exact = True
+
+    def __init__(self, event: tuple[int, ...]) -> None:
+        super().__init__()
+        self.event = event
+        self.register_buffer("mean", torch.zeros(event, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(event, dtype=torch.float64))
+
+    def fit(self, x: Tensor) -> None:
+        x = x.double()
+        std = x.std(0, correction=0)
+        self.mean.copy_(x.mean(0))
+        self.std.copy_(torch.where(std > 1e-12 * (1 + self.mean.abs()), std, torch.ones_like(std)))
+
+    def lift(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        v = (x.double() - self.mean) / self.std
+        return v.float(), self.std.log().sum().expand(len(x))
+
+    def lower(self, v: Tensor) -> Tensor:
+        return v.double() * self.std + self.mean
+
+
+class DequantiseImage(Relaxation):
+    """v = 2 (x + u) / levels - 1 with u uniform on the cell (0, 1)."""
+
+    exact = False
+
+    def __init__(self, event: tuple[int, ...], levels: int) -> None:
+        super().__init__()
+        self.event, self.levels = event, levels
+        self.register_buffer("_device", torch.zeros(()), persistent=False)
+
+    def fit(self, x: Tensor) -> None:
+        """Nothing to fit: the scale is that of the pixel values."""
+
+    def lift(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        u = _MARGIN + (1 - 2 * _MARGIN) * rng.uniform(*self.event).double()
+        v = 2 * (x.double() + u) / self.levels - 1
+        log_q = -math.prod(self.event) * math.log((1 - 2 * _MARGIN) * 2 / self.levels)
+        return v.float(), torch.full((len(x),), log_q, dtype=torch.float64, device=x.device)
+
+    def lower(self, v: Tensor) -> Tensor:
+        x = torch.floor((v.double() + 1) * (self.levels / 2))
+        return x.nan_to_num(0).clamp(0, self.levels - 1).to(torch.uint8)
+
+
+class RelaxTable(Relaxation):
+    """Quantile-normalised numbers and analog bits.
+
+    The dimensions of v, in order: one for each numeric column, then the bits: for each column that may be
+    missing and is numeric, one bit that says so; for each categorical column, the bits of its code (missing
+    is a code of its own). A numeric entry that is missing is filled with a standard normal. `lower` undoes
+    `lift` exactly, but for float32 rounding: of real columns, and of grids of more than about 2^18 cells.
+    """
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        super().__init__()
+        numeric = [i for i, f in enumerate(fields) if f.kind != "category"]
+        flags = [i for i in numeric if fields[i].missing]
+        self.columns = len(fields)
+        bits: list[tuple[int, int]] = [(i, 0) for i in flags]
+        codes = []  # (column, number of codes)
+        for i, f in enumerate(fields):
+            if f.kind == "category":
+                levels = f.levels + int(f.missing)
+                codes.append((i, levels))
+                bits += [(i, b) for b in range(max(levels - 1, 0).bit_length())]
+        self.event = (len(numeric) + len(bits),)
+        self.exact = not bits and all(fields[i].kind == "real" for i in numeric)
+
+        def index(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64)
+
+        def constant(name: str, value: Tensor) -> None:
+            self.register_buffer(name, value, persistent=False)  # follows from the schema: not saved
+
+        constant("numeric", index(numeric))
+        constant("flags", index([numeric.index(i) for i in flags]))  # positions among the numeric columns
+        constant("bit_column", index([c for c, _ in bits]))
+        constant("bit_place", index([b for _, b in bits]))
+        constant("code_column", index([c for c, _ in codes]))
+        constant("code_levels", index([k for _, k in codes]))
+        constant("code_missing", torch.tensor([fields[c].missing for c, _ in codes], dtype=torch.bool))
+        constant("grid", torch.tensor([fields[i].kind == "grid" for i in numeric], dtype=torch.bool))
+        constant("step", torch.tensor([fields[i].step for i in numeric], dtype=torch.float64))
+        constant("low", torch.tensor([fields[i].low for i in numeric], dtype=torch.float64))
+        constant("high", torch.tensor([fields[i].high for i in numeric], dtype=torch.float64))
+        self.normal = QuantileNormal(len(numeric))
+
+    def _dequantise(self, x: Tensor, rng: Streams) -> Tensor:
+        """Numeric columns, with grid values spread over (x - step/2, x + step/2)."""
+        value = x.double()[:, self.numeric]
+        if not bool(self.grid.any()):
+            return value
+        u = (1 - 2 * _MARGIN) * (rng.uniform(len(self.numeric)).double() - 0.5)
+        return torch.where(self.grid, value + self.step * u, value)
+
+    def fit(self, x: Tensor) -> None:
+        self.normal.fit(self._dequantise(x, Streams(0, len(x), x.device).child("fit")))
+
+    def lift(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        value = self._dequantise(x, rng)
+        absent = value.isnan()
+        z, log_slope = self.normal(value.nan_to_num(0.0))
+        cell = torch.where(self.grid, (self.step * (1 - 2 * _MARGIN)).log(), 0.0)
+        log_q = -log_slope - cell
+        if bool(absent.any()):
+            filler = rng.child("missing").normal(len(self.numeric), dtype=torch.float64)
+            z = torch.where(absent, filler, z)
+            log_q = torch.where(absent, -0.5 * filler**2 - _LOG_SQRT_2PI, log_q)
+        b = self._bits(x, absent)
+        if b.shape[1] == 0:
+            return z.float(), log_q.sum(1)
+        p = 0.5 * math.erfc(_BIT_CUT / math.sqrt(2))
+        u = p + (1 - 2 * p) * rng.uniform(b.shape[1], dtype=torch.float64)
+        eps = torch.special.ndtri(u)
+        v = torch.cat((z, 2.0 * b - 1.0 + _BIT_SCALE * eps), 1)
+        log_bits = -0.5 * eps**2 - _LOG_SQRT_2PI - math.log(_BIT_SCALE) - math.log(1 - 2 * p)
+        return v.float(), log_q.sum(1) + log_bits.sum(1)
+
+    def _bits(self, x: Tensor, absent: Tensor) -> Tensor:
+        full = torch.zeros(len(x), self.columns, dtype=torch.int64, device=x.device)
+        full[:, self.numeric] = absent.long()
+        codes = x[:, self.code_column]
+        full[:, self.code_column] = torch.where(codes.isnan(), (self.code_levels - 1).double(), codes.double()).long()
+        return (full[:, self.bit_column] >> self.bit_place) & 1
+
+    def lower(self, v: Tensor) -> Tensor:
+        count = len(self.numeric)
+        x = torch.empty(len(v), self.columns, dtype=torch.float64, device=v.device)
+        value = self.normal.inverse(v[:, :count].double().nan_to_num(0.0))
+        value = torch.where(self.grid, torch.round(value / self.step) * self.step, value)
+        value = torch.minimum(torch.maximum(value, self.low), self.high)
+        on = (v[:, count:] > 0).long()
+        n_flags = len(self.flags)
+        value[:, self.flags] = torch.where(on[:, :n_flags] == 1, math.nan, value[:, self.flags])
+        x[:, self.numeric] = value
+        full = torch.zeros(len(v), self.columns, dtype=torch.int64, device=v.device)
+        column, place = self.bit_column[n_flags:], self.bit_place[n_flags:]
+        full.index_add_(1, column, on[:, n_flags:] << place)
+        code = full[:, self.code_column]
+        top = 1 << ((self.code_levels - 1).clamp(min=1).double().log2().floor().long())
+        code = torch.where(code >= self.code_levels, code - top, code)  # an unused code drops its highest bit
+        gone = self.code_missing & (code == self.code_levels - 1)
+        x[:, self.code_column] = torch.where(gone, math.nan, code.double())
+        return x
+
+
+def relaxation_for(space: Space) -> Relaxation:
+    """The relaxation by which continuous models see a space.
+
+    Raises:
+        NotSupported: for token spaces, whose models are discrete.
+    """
+    if space.kind == "vector":
+        return Standardise(space.event)
+    if space.kind == "image":
+        return DequantiseImage(space.event, space.fields[0].levels)
+    if space.kind == "table":
+        return RelaxTable(tuple(space.fields))
+    raise NotSupported(f"A {space.kind} space has no continuous relaxation.", "Use a model of tokens.")
