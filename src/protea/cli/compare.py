@@ -1,0 +1,60 @@
+"""`protea compare DATA`: every suitable model under one split and one budget, and one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protea.cli.options import BUDGET_HELP, Data, DataSpace, Json, Seed, Target
+
+
+def compare(
+    data: Data,
+    models: Annotated[
+        str | None, typer.Option("--models", "-m", help="Names with commas. Default: all that suit the data.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help=f"For each model. {BUDGET_HELP} Default: 30s.")
+    ] = None,
+    total_budget: Annotated[
+        str | None, typer.Option("--total-budget", help="For the whole comparison instead, as 90s or 5m.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Train each model with so many seeds.")] = 1,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Report folder. Default: reports/DATA.")] = None,
+    target: Target = None,
+    space: DataSpace = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what the folder already holds.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show the report in the browser when it is ready.")] = False,
+    json: Json = False,
+) -> None:
+    """Train, judge and rank every suitable model; one report.
+
+    Which model fits this data, is it any good, may it be released? Every family gets the same split and the same
+    budget; null rows show what perfect, hopeless and copied samples score. Interrupt it and repeat to continue.
+    """
+    from protea.cli.console import print_json, stderr, stdout
+
+    console = stderr()
+    try:
+        from protea.cli.live import LiveTable
+        from protea.evaluation.compare import compare as run_comparison
+
+        with LiveTable(console, quiet=json) as table:
+            result = run_comparison(
+                data, models=models.split(",") if models else None, budget=budget, total_budget=total_budget, seeds=seeds,
+                seed=seed, out=out, target=target, space=space, fresh=fresh, observer=table,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        console.print("Interrupted. Finished rows are kept: repeat the same command to continue.", style="yellow")
+        raise typer.Exit(130) from None
+    if json:
+        print_json(result.document)
+    else:
+        stdout().print(str(result.html), markup=False, soft_wrap=True)
+    if open_:
+        import webbrowser
+
+        webbrowser.open(result.html.resolve().as_uri())

@@ -1,0 +1,53 @@
+"""`protea fit MODEL DATA`: train one model into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protea.cli.options import BUDGET_HELP, Data, DataSpace, Json, RequireGpu, Seed, Target
+
+
+def fit(
+    model: Annotated[str, typer.Argument(help="A name from `protea models`.")],
+    data: Data,
+    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET_HELP)] = "60s",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/DATA-MODEL.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: --set width=256 (repeatable).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Rows of a step. Default: from data and model.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where the run folder stopped.")] = True,
+    target: Target = None,
+    space: DataSpace = None,
+    require_gpu: RequireGpu = False,
+    json: Json = False,
+) -> None:
+    """Train one model into a run folder.
+
+    Interrupt it at any moment; the same command continues where it stopped.
+    """
+    from protea.cli.console import print_json, stderr, stdout
+
+    console = stderr()
+    try:
+        from protea import api
+
+        run = api.fit(
+            model, data, budget=budget, seed=seed, out=out, settings=api.parse_settings(set_ or []), batch_size=batch_size,
+            resume=resume, target=target, space=space, require_gpu=require_gpu, say=None if json else console.print,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        console.print("Interrupted. The run folder is kept: repeat the same command to continue.", style="yellow")
+        raise typer.Exit(130) from None
+    if json:
+        print_json(run.facts())
+        return
+    facts = run.facts()
+    stdout().print(f"{facts['path']}", markup=False)
+    console.print(f"Next:  protea sample {facts['path']} -n 16 --out samples", style="dim", markup=False)
