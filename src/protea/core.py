@@ -11,7 +11,8 @@ Units: log-densities are in nats, of the canonical units of the space.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,7 +120,14 @@ class NextToken(Model):
 
     @abstractmethod
     def logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
-        """(B, T) tokens to (B, T, V) logits of the tokens that follow; causal."""
+        """(B, T) tokens to (B, T, V) logits of the tokens that follow; causal.
+
+        With a cache, the tokens continue those it remembers, and it remembers them too.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch: int, length: int) -> Any:
+        """An empty cache for `logits` of `batch` texts of up to `length` tokens."""
 
 
 class Encodes(Model):
@@ -178,10 +186,13 @@ class Learner(ABC):
     """How a model learns. The training loop knows nothing else."""
 
     model: Model
+    batch_size: int | None = None  # rows of a global batch; None lets the loop choose
+    horizon: int | None = None  # planned steps, set by the loop once they are known; for schedules
+    by_epoch: bool = False  # the model changes only at the ends of epochs, so a run stops only there
 
     @abstractmethod
     def step(self, batch: Batch) -> Mapping[str, float]:
-        """Learn from one global batch; returns figures to log."""
+        """Learn from one global batch (under several processes, from this rank's rows of it); returns figures."""
 
     def end_epoch(self) -> Mapping[str, float]:
         """Called after every pass over the data; returns figures to log."""
@@ -191,6 +202,11 @@ class Learner(ABC):
     def converged(self) -> bool:
         """True when more epochs would not change the model."""
         return False
+
+    @contextmanager
+    def averaged(self) -> Iterator[Model]:
+        """The model with the weights it is judged and saved by (their average, where one is kept)."""
+        yield self.model
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
