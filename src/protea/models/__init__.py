@@ -1,7 +1,11 @@
 """Every model Protea knows, by name: `MODELS` is the one visible registry."""
 
+from protea.models.diffusion.family import DIFFUSION, FLOW_MATCHING
 from protea.models.entry import Entry
 
-ENTRIES: tuple[Entry, ...] = ()
+ENTRIES: tuple[Entry, ...] = (
+    DIFFUSION,
+    FLOW_MATCHING,
+)
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}

@@ -1,0 +1,1 @@
+"""Gaussian paths from data to noise, what a network predicts along them, and discrete schedules."""
