@@ -2,10 +2,12 @@
 
 from protea.models.diffusion.family import DIFFUSION, FLOW_MATCHING
 from protea.models.entry import Entry
+from protea.models.flow.spline_coupling import ENTRY as FLOW
 
 ENTRIES: tuple[Entry, ...] = (
     DIFFUSION,
     FLOW_MATCHING,
+    FLOW,
 )
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
