@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,11 +48,17 @@ def vendi(
 
 
 def repeated(x: Tensor) -> Tensor:
-    """(n,) whether a row equals an earlier one (NaN equals NaN)."""
-    flat = torch.nan_to_num(x.reshape(len(x), -1).double(), nan=9.87654321e300)
-    _, inverse = torch.unique(flat, dim=0, return_inverse=True)
-    first = torch.full((int(inverse.max()) + 1,), len(x)).scatter_reduce_(0, inverse, torch.arange(len(x)), "amin")
-    return first[inverse] != torch.arange(len(x))
+    """(n,) whether a row equals an earlier one (NaN equals NaN).
+
+    >>> repeated(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])).tolist()
+    [False, False, True]
+    """
+    flat = torch.nan_to_num(x.detach().cpu().reshape(len(x), -1).double(), nan=9.87654321e300) + 0.0  # -0 is 0
+    rows = np.ascontiguousarray(flat.numpy())
+    _, first = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))), return_index=True)
+    again = torch.ones(len(x), dtype=torch.bool)
+    again[torch.from_numpy(first)] = False
+    return again
 
 
 def duplicates(
