@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from protea.core import Countable, NextToken, Normalised, Stats
 from protea.errors import ConfigError
 from protea.models.entry import Entry
+from protea.models.labels import refuse_labels
 from protea.rng import Streams
 from protea.samplers.tokens import generate
 from protea.space import Rows, Space
@@ -45,46 +46,38 @@ class NGramConfig:
 
 
 class Level(nn.Module):
-    """The n-grams of one order: sorted keys with their counts, and an index of their histories.
+    """The n-grams h w of one order, sorted, and what each contributes. All buffers are saved.
 
     Args:
         base: digits' base, V + 1.
     """
 
     keys: Tensor  # (K,) int64
-    counts: Tensor  # (K,) float64, c(h w)
-    discounts: Tensor  # (4,) float64, D by min(c, 3); D_0 = 0
-    history: Tensor  # (C,) int64, sorted; all below is derived
-    starts: Tensor  # (C,) int64, row of its first n-gram
-    fan: Tensor  # (C,) int64, its number of n-grams
+    alpha: Tensor  # (K,) float64, the discounted share of w after h
+    history: Tensor  # (C,) int64, the histories h, sorted
     gamma: Tensor  # (C,) float64
-    alpha: Tensor  # (K,) float64
+    starts: Tensor  # (C + 1,) int64, where the n-grams of each history start
+    discounts: Tensor  # (4,) float64, D by min(c, 3); D_0 = 0
 
     def __init__(self, base: int) -> None:
         super().__init__()
         self.base = base
-        self.register_buffer("keys", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("counts", torch.empty(0, dtype=torch.float64))
-        self.register_buffer("discounts", torch.zeros(4, dtype=torch.float64))
-        self.index()
-
-    def index(self) -> None:
-        """Find the histories h, where the n-grams of each start, gamma(h), and alpha(h w), the discounted share."""
-        history, row, fan = torch.unique_consecutive(self.keys // self.base, return_inverse=True, return_counts=True)
-        d = self.discounts[self.counts.long().clamp(max=3)].minimum(self.counts)
-        total = self.counts.new_zeros(len(history)).index_add_(0, row, self.counts)
-        freed = torch.zeros_like(total).index_add_(0, row, d)
-        derived = {"history": history, "fan": fan, "starts": fan.cumsum(0) - fan}
-        derived |= {"alpha": (self.counts - d) / total[row], "gamma": freed / total}
-        for name, value in derived.items():
-            self.register_buffer(name, value, persistent=False)
+        for name, size, dtype in (
+            ("keys", 0, torch.int64), ("alpha", 0, torch.float64), ("history", 0, torch.int64),
+            ("gamma", 0, torch.float64), ("starts", 1, torch.int64), ("discounts", 4, torch.float64),
+        ):  # fmt: skip
+            self.register_buffer(name, torch.zeros(size, dtype=dtype))
 
     def fit(self, keys: Tensor, counts: Tensor, discount: float | None) -> None:
         """Take sorted keys and their counts, and estimate the discounts (or use the one given)."""
-        self.keys, self.counts = keys, counts
         d = [discount] * 3 if discount is not None else _discounts(counts)
-        self.discounts = counts.new_tensor([0.0, *d])
-        self.index()
+        self.keys, self.discounts = keys, counts.new_tensor([0.0, *d])
+        self.history, row, fan = torch.unique_consecutive(keys // self.base, return_inverse=True, return_counts=True)
+        self.starts = nn.functional.pad(fan.cumsum(0), (1, 0))
+        freed = self.discounts[counts.long().clamp(max=3)]
+        total = counts.new_zeros(len(fan)).index_add_(0, row, counts)
+        self.gamma = torch.zeros_like(total).index_add_(0, row, freed) / total
+        self.alpha = (counts - freed) / total[row]
 
     def one(self, p: Tensor, key: Tensor) -> Tensor:
         """P_n of the last token of each n-gram (M,), given P_{n-1} of it."""
@@ -100,18 +93,18 @@ class Level(nn.Module):
         if not seen.any():
             return p
         p = torch.where(seen, self.gamma[row], 1.0)[:, None] * p
-        fan = torch.where(seen, self.fan[row], 0)  # the n-grams of a history are neighbours: expand the ranges
+        start = self.starts[row]
+        fan = torch.where(seen, self.starts[row + 1] - start, 0)  # a history's n-grams are neighbours
         text = torch.repeat_interleave(fan)
-        at = torch.arange(len(text), device=p.device) + (self.starts[row] - (fan.cumsum(0) - fan))[text]
+        at = torch.arange(len(text), device=p.device) + (start - (fan.cumsum(0) - fan))[text]
         p[text, self.keys[at] % self.base] += self.alpha[at]
         return p
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("keys", "counts"):  # their lengths are known from the file alone
+        for name, buffer in self.named_buffers():  # their lengths are known from the file alone
             if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, torch.empty_like(saved, device=self.keys.device))
+                setattr(self, name, torch.empty_like(saved, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.index()
 
 
 def _find(table: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +132,7 @@ class History:
 
 
 class NGram(Normalised, NextToken, Countable):
-    """Interpolated Kneser-Ney over the tokens of a text. Labels are ignored: p(x | y) = p(x).
+    """Interpolated Kneser-Ney over the tokens of a text. It has no classes: labels of rows are ignored.
 
     Its statistics are the counts of n-grams, a sparse vector: they add, and one `maximise` with
     those of the whole data set is all its learning. Untrained, it is uniform.
@@ -149,7 +142,7 @@ class NGram(Normalised, NextToken, Countable):
         config: see `NGramConfig`.
 
     Raises:
-        ConfigError: an order below 1, or so high that an n-gram does not fit in 63 bits; a discount not in [0, 1].
+        ConfigError: an order below 1, or so high that an n-gram does not fit in 63 bits; a discount not in (0, 1].
 
     >>> from protea.spaces import Tokens
     >>> model = NGram(Tokens(4, vocabulary=3), NGramConfig(order=2))
@@ -167,8 +160,8 @@ class NGram(Normalised, NextToken, Countable):
                 f"An n-gram of order {config.order} over {space.vocabulary} tokens cannot be counted.",
                 f"Choose an order from 1 to {most}.",
             )
-        if config.discount is not None and not 0 <= config.discount <= 1:
-            raise ConfigError(f"The discount {config.discount} is not in [0, 1].", "Leave it out to estimate it.")
+        if config.discount is not None and not 0 < config.discount <= 1:
+            raise ConfigError(f"The discount {config.discount} is not in (0, 1].", "Leave it out to estimate it.")
         self.levels = nn.ModuleList(Level(self.base) for _ in range(config.order))
 
     def _orders(self) -> Iterator[tuple[int, Level]]:
@@ -214,6 +207,7 @@ class NGram(Normalised, NextToken, Countable):
         return History(tokens)
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
+        refuse_labels(cond)
         begin = torch.full((len(rng), 1), self.begin, device=rng.device)
         return generate(self, begin, self.space.length, rng=rng)
 

@@ -1,0 +1,107 @@
+r"""Attention = projector x position x kernel.
+
+A *kernel* maps q (B, H, T, D), k and v (B, H_kv, S, D) to softmax(q k^T / sqrt(D) + mask) v, where query
+head h reads key head h // (H / H_kv). A *projector* makes q, k, v of the residual stream and
+returns to it: grouped-query attention (Ainslie et al. 2023, "GQA") has multi-head (H_kv = H;
+Vaswani et al. 2017) and multi-query (H_kv = 1; Shazeer 2019) attention as its ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from protea.errors import ConfigError
+from protea.nn.cache import Context
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Context], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
+    """PyTorch's fused kernel."""
+    grouped = q.shape[1] != k.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=ctx.mask, is_causal=ctx.causal and ctx.mask is None, enable_gqa=grouped
+    )
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
+    """The definition, term by term."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    mask = ctx.mask
+    if mask is None and ctx.causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+class GQA(nn.Module):
+    """Grouped-query attention.
+
+    Args:
+        d_model: width of the residual stream.
+        n_heads: query heads H.
+        n_kv_heads: key and value heads; divides H. H is multi-head, 1 multi-query attention.
+        d_head: width of a head; d_model / n_heads when None.
+        position: called on queries and on keys with the context's positions; None for none.
+        kernel: see the module.
+        bias: whether q, k and v have one.
+
+    Raises:
+        ConfigError: heads that do not divide.
+
+    >>> from protea.nn.cache import causal_context
+    >>> GQA(16, 4, 2)(torch.zeros(3, 5, 16), causal_context(5)).shape
+    torch.Size([3, 5, 16])
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, n_kv_heads: int, *, d_head: int | None = None,
+        position: nn.Module | None = None, kernel: Kernel = sdpa, bias: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if n_heads % n_kv_heads or (d_head is None and d_model % n_heads):
+            raise ConfigError(
+                f"{n_heads} heads of a width of {d_model} cannot share {n_kv_heads} key-value heads.",
+                "n_kv_heads must divide n_heads, and n_heads must divide d_model.",
+            )
+        self.d_head = d_head or d_model // n_heads
+        self.q = nn.Linear(d_model, n_heads * self.d_head, bias=bias)
+        self.k = nn.Linear(d_model, n_kv_heads * self.d_head, bias=bias)
+        self.v = nn.Linear(d_model, n_kv_heads * self.d_head, bias=bias)
+        self.o = nn.Linear(n_heads * self.d_head, d_model, bias=False)
+        self.position, self.kernel = position, kernel
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """(B, T, d_model) to the same."""
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        if self.position is not None:
+            q, k = self.position(q, ctx.positions), self.position(k, ctx.positions)
+        k, v = ctx.remember(k, v)
+        return self.o(self.kernel(q, k, v, ctx).transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def pool_heads(attention: GQA, n_kv_heads: int) -> GQA:
+    """Fewer key-value heads, each the mean of those it replaces: where up-training starts (Ainslie et al. 2023)."""
+    q, k, v, d = attention.q, attention.k, attention.v, attention.d_head
+    bias = q.bias is not None
+    out = GQA(
+        q.in_features, q.out_features // d, n_kv_heads, d_head=d, position=attention.position,
+        kernel=attention.kernel, bias=bias,
+    )  # fmt: skip
+    out.q.load_state_dict(q.state_dict())
+    out.o.load_state_dict(attention.o.state_dict())
+    for new, old in ((out.k, k), (out.v, v)):
+        new.weight.copy_(old.weight.unflatten(0, (n_kv_heads, -1, d)).mean(1).flatten(0, 1))
+        if bias:
+            new.bias.copy_(old.bias.unflatten(0, (n_kv_heads, -1, d)).mean(1).flatten())
+    return out

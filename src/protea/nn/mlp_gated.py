@@ -1,0 +1,43 @@
+"""Gated perceptrons (Shazeer 2020, "GLU variants improve transformer")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from protea.nn.cache import Context
+
+
+class GatedMLP(nn.Module):
+    """W_d (a(W_g x) * W_u x): SwiGLU with a = silu, GeGLU with a = gelu.
+
+    Args:
+        d_model: width of x.
+        d_ff: width inside; 8/3 d_model has the parameters of a plain MLP of 4 d_model.
+        activation: a.
+
+    >>> GatedMLP(8, 16)(torch.zeros(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+    """
+
+    def __init__(self, d_model: int, d_ff: int, activation: Callable[[Tensor], Tensor] = nn.functional.silu) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.activation = activation
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        """(..., d_model) to the same."""
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+def SwiGLU(d_model: int, d_ff: int) -> GatedMLP:
+    """The gated perceptron of Llama.
+
+    >>> sum(p.numel() for p in SwiGLU(8, 16).parameters())
+    384
+    """
+    return GatedMLP(d_model, d_ff, torch.nn.functional.silu)

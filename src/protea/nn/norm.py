@@ -1,0 +1,28 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    r"""x / sqrt(mean(x^2) + eps) * g over the last axis.
+
+    Zhang & Sennrich 2019, "Root mean square layer normalization". Computed in float32 whatever the input's precision.
+
+    Args:
+        dim: of the last axis.
+        eps: added to the mean square.
+
+    >>> RMSNorm(2)(torch.tensor([3.0, 4.0])).square().mean().round(decimals=4).item()
+    1.0
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.g = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.g * nn.functional.rms_norm(x.float(), self.g.shape, eps=self.eps).to(x.dtype)
