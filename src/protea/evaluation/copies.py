@@ -171,7 +171,7 @@ def _closest(
     t: Tensor,
     h: Tensor,
     train_rows: Tensor,
-    holdout_rows: Tensor,
+    held_rows: Tensor,
     most: int = 8,
 ) -> list[Pair]:
     pairs: list[Pair] = []

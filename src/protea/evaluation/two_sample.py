@@ -32,6 +32,13 @@ from protea.rng import Streams, fold, permutation
 Classifier = Literal["trees", "forest", "linear"]
 
 
+def one_thread() -> Any:
+    """A context in which scikit-learn's loops do not fork threads: the jobs here are too small to gain from them."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
+
+
 def make_classifier(kind: Classifier, seed: int) -> Any:
     """ "trees": gradient boosting, for tables (takes NaN); "forest": extra trees, for features; "linear": logistic."""
     state = fold(seed, "classifier") % 2**31
@@ -60,7 +67,8 @@ def c2st(
 
     0.5 is the best. The interval is the bootstrap over rows of the held-out decisions.
     """
-    correct_real, correct_fake = _held_out(real, fake, classifier, folds, seed)
+    with one_thread():
+        correct_real, correct_fake = _held_out(real, fake, classifier, folds, seed)
     n, m = len(correct_real), len(correct_fake)
     value = float(correct_real.mean() + correct_fake.mean()) / 2
     found = (
@@ -82,8 +90,9 @@ def c2st_p_value(real: Tensor, fake: Tensor, *, classifier: Classifier = "forest
     halves = [permutation(len(x), seed, "half", i) for i, x in enumerate((real, fake))]
     train = [x[p[: len(p) // 2]] for x, p in zip((real, fake), halves)]
     test = [x[p[len(p) // 2 :]] for x, p in zip((real, fake), halves)]
-    fitted = make_classifier(classifier, seed).fit(*_labelled(*train))
-    said_fake = [int((fitted.predict(x.numpy()) == 1).sum()) for x in test]
+    with one_thread():
+        fitted = make_classifier(classifier, seed).fit(*_labelled(*train))
+        said_fake = [int((fitted.predict(x.numpy()) == 1).sum()) for x in test]
     n, m = len(test[0]), len(test[1])
     return float(hypergeom.sf(said_fake[1] - 1, n + m, m, sum(said_fake)))
 
