@@ -1,10 +1,13 @@
 """Every model Protea knows, by name: `MODELS` is the one visible registry."""
 
+from protea.models.autoregressive.ngram import ENTRY as NGRAM
+from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
 from protea.models.classical.gmm import ENTRY as GMM
 from protea.models.classical.marginals import ENTRY as MARGINALS
 from protea.models.diffusion.family import DIFFUSION, FLOW_MATCHING
 from protea.models.entry import Entry
 from protea.models.flow.spline_coupling import ENTRY as FLOW
+from protea.models.latent.vae import ENTRY as VAE
 
 ENTRIES: tuple[Entry, ...] = (
     MARGINALS,
@@ -12,6 +15,9 @@ ENTRIES: tuple[Entry, ...] = (
     DIFFUSION,
     FLOW_MATCHING,
     FLOW,
+    VAE,
+    NGRAM,
+    TRANSFORMER,
 )
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
