@@ -1,5 +1,6 @@
 """Every model Protea knows, by name: `MODELS` is the one visible registry."""
 
+from protea.models.adversarial.wgan import ENTRY as WGAN
 from protea.models.autoregressive.ngram import ENTRY as NGRAM
 from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
 from protea.models.classical.gmm import ENTRY as GMM
@@ -18,6 +19,7 @@ ENTRIES: tuple[Entry, ...] = (
     VAE,
     NGRAM,
     TRANSFORMER,
+    WGAN,
 )
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
