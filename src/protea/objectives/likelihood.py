@@ -26,3 +26,14 @@ def nll(model: Normalised) -> Callable[[Batch], Loss]:
         return Loss(-model.log_prob(batch.x, batch.y).sum(), len(batch.x))
 
     return loss
+
+
+def token_nll(model: Normalised) -> Callable[[Batch], Loss]:
+    """As `nll`, counted by token: the mean is nats per token, whatever the length of a text."""
+    per_row = nll(model)
+
+    def loss(batch: Batch) -> Loss:
+        total, _ = per_row(batch)
+        return Loss(total, batch.x.numel())
+
+    return loss
