@@ -77,8 +77,8 @@ class Budget:
 class Pace:
     """Turns seconds into steps after a short calibration: about 20 steps, or 3 % of the time.
 
-    Schedules then depend on the step alone, and the plan is stored with the checkpoint, so that a
-    resumed run follows the same schedule as one that was never interrupted.
+    Schedules then depend on the step and the plan alone, and the plan is stored with the checkpoint, so
+    that a resumed run follows the schedule it had.
     """
 
     seconds: float
@@ -91,11 +91,11 @@ class Pace:
     def plan(self, step: int, elapsed: float, judge_seconds: float) -> tuple[int, int]:
         """(horizon, steps between judgings): at most 20 judgings, in at most a tenth of the time.
 
-        5 % of the time left is kept in hand: a slower spell should not cut the schedule's end.
+        3 % of the time left is kept in hand: a slower spell should not cut the schedule's end.
         """
         left = max(self.seconds - elapsed, 0.0)
         judgings = max(1, min(20, int(0.1 * left / max(judge_seconds, 1e-9))))
-        warm = self.durations[2:] or self.durations
-        typical = max(statistics.median(warm), 0.5 * statistics.fmean(warm), 1e-7)
-        more = int(max(0.95 * left - judgings * judge_seconds, 0.0) / typical)
+        warm = self.durations[2:] if step == len(self.durations) else self.durations  # first steps load and compile
+        typical = max(statistics.fmean(warm or self.durations), 1e-7)
+        more = int(max(0.97 * left - judgings * judge_seconds, 0.0) / typical)
         return step + more, max(1, -(-(step + more) // judgings))

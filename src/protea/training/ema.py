@@ -6,10 +6,12 @@ w_1 = 1, so that the initial weights leave no trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+from protea.training.parallel import local
 
 Weight = Callable[[int], float]  # update number t >= 1 to the weight of the newest weights
 
@@ -45,16 +47,16 @@ class Ema:
     def update(self) -> None:
         """Take in the present weights."""
         self.updates += 1
-        torch._foreach_lerp_(_local(self.average), _local(self.params), self.weight(self.updates))
+        torch._foreach_lerp_(_locals(self.average), _locals(self.params), self.weight(self.updates))
 
     @torch.no_grad()
     def exchange(self) -> None:
         """Swap the average and the weights in place; a second call undoes it."""
-        for a, p in zip(_local(self.average), _local(self.params)):
+        for a, p in zip(_locals(self.average), _locals(self.params)):
             held = p.clone()
             p.copy_(a)
             a.copy_(held)
 
 
-def _local(tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
-    return [getattr(t, "_local_tensor", t).detach() for t in tensors.values()]
+def _locals(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    return [local(t) for t in tensors.values()]

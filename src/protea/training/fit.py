@@ -139,6 +139,7 @@ class _Loop:
         self.judge_every = max(1, (self.horizon or 0) // 20)
         if learner.by_epoch:
             self.judge_every = EPOCHS_BETWEEN_JUDGINGS * self.batches.per_epoch
+        self.judge_at = self.judge_every if self.horizon is not None or learner.by_epoch else None
         self.pace = Pace(budget.seconds or float("inf"))
         self.epoch_began = self.saved_at = 0.0
         self.saved_step = 0
@@ -196,11 +197,15 @@ class _Loop:
         epoch_ends = self.step % self.batches.per_epoch == 0
         if epoch_ends:
             figures |= self.learner.end_epoch()
-        if self.horizon is None and len(self.pace.durations) < 1000:
-            self.pace.durations.append(time.perf_counter() - tick)
-        planned = self.horizon is None and not self.learner.by_epoch and self._plan(figures)
-        if self.judge and self._regular and self.step % self.judge_every == 0:
-            self._judge(figures)
+        self.pace.durations.append(time.perf_counter() - tick)
+        planned = False
+        if self.judge_at is None:
+            planned = self._plan(figures)
+        elif self.step >= self.judge_at:
+            if self.judge:
+                self._judge(figures)
+            self.judge_at = self.step + self.judge_every
+            planned = self._timed and self._plan(figures)
         self.stopped = self._why_stop(epoch_ends)
         if self.stopped and self.judge:
             self._judge(figures)
@@ -212,28 +217,34 @@ class _Loop:
             self.saved_at, self.saved_step = now, self.step
 
     @property
-    def _regular(self) -> bool:
-        """Whether the spacing of judgings is known."""
-        return self.horizon is not None or self.learner.by_epoch
+    def _timed(self) -> bool:
+        """Whether the number of steps is to be planned from the clock."""
+        return self.budget.seconds is not None and not self.learner.by_epoch
 
     def elapsed(self) -> float:
         """Seconds spent, the same on all ranks."""
         return self.before + parallel.agree(time.perf_counter() - self.started)
 
     def _plan(self, figures: dict[str, float]) -> bool:
-        """Turn the seconds left into a number of steps, once enough steps were timed."""
-        elapsed = self.elapsed()
+        """Turn the seconds left into a number of steps, once enough steps were timed; again at every judging,
+        for machines are not equally fast all the time. A changed plan is saved at once."""
+        elapsed, first = self.elapsed(), self.horizon is None
         if not parallel.agree(self.pace.ready(elapsed)):
             return False
-        seconds = self.pace.seconds
-        if isinstance(self.judge, HeldOut):  # a forward pass costs about a third of a step; spend 2 % on a judging
-            rows = 0.06 * seconds * self.batches.size / max(min(self.pace.durations), 1e-9)
+        if first and isinstance(self.judge, HeldOut):  # a forward pass is about a third of a step; 2 % a judging
+            rows = 0.06 * self.pace.seconds * self.batches.size / max(min(self.pace.durations), 1e-9)
             self.judge.limit = int(parallel.agree(min(self.judge.limit, max(64, rows))))
-        if self.judge:
+        if first and self.judge:
             self._judge(figures)
-        horizon, every = self.pace.plan(self.step, self.elapsed(), self.judge_seconds)
-        horizon, self.judge_every = int(parallel.agree(horizon)), int(parallel.agree(every))
-        self.horizon = self.learner.horizon = max(min(horizon, self.limit or horizon), self.step)
+        horizon, every = (int(parallel.agree(v)) for v in self.pace.plan(self.step, self.elapsed(), self.judge_seconds))
+        self.pace.durations.clear()
+        horizon = max(min(horizon, self.limit or horizon), self.step)
+        if not first and abs(horizon - (self.horizon or 0)) <= 0.05 * horizon:
+            return False
+        self.horizon = self.learner.horizon = horizon
+        if first:
+            self.judge_every = every
+            self.judge_at = self.step + every
         return True
 
     def _judge(self, figures: dict[str, float]) -> None:
@@ -302,7 +313,8 @@ class _Loop:
         tensors |= {f"learner/{name}": t for name, t in learnt.items()}
         state = {
             "fit": self._facts(), "budget": self.budget.to_json(), "step": self.step, "seconds": self.elapsed(),
-            "horizon": self.horizon, "judge_every": self.judge_every, "judge_seconds": self.judge_seconds,
+            "horizon": self.horizon, "judge_every": self.judge_every, "judge_at": self.judge_at,
+            "judge_seconds": self.judge_seconds,
             "judge_rows": self.judge.limit if isinstance(self.judge, HeldOut) else None,
             "judgements": self.judgements.to_json(), "figure": self.figure_name, "stopped": self.stopped,
             "learner": values,
@@ -333,9 +345,11 @@ class _Loop:
         if self.judgements.best_step is not None and self.keeper:
             self.best = self.keeper.best(self.judgements.best_step)
         if state["budget"] == self.budget.to_json():
-            self.horizon, self.judge_every, self.stopped = state["horizon"], int(state["judge_every"]), state["stopped"]
-        elif state["stopped"] == "converged":  # a larger budget adds nothing; otherwise plan anew
-            self.stopped = "converged"
+            self.horizon, self.stopped = state["horizon"], state["stopped"]
+            self.judge_every, self.judge_at = int(state["judge_every"]), state["judge_at"]
+        else:  # another budget: plan anew, unless more of it adds nothing
+            self.stopped = "converged" if state["stopped"] == "converged" else None
+            self.judge_at = None if self.judge_at is None else self.step + self.judge_every
 
 
 def _device_line(device: torch.device, learner: Learner) -> str:

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from protea.core import Batch, Learner, Loss, Model, Phase
 from protea.errors import ConfigError, Diverged
 from protea.training import ema as averages
 from protea.training import parallel
-from protea.training.optim import OptimizerFactory, adamw
+from protea.training.optim import AdamW, Optimizer, OptimizerFactory, adamw
 from protea.training.precision import Precision, autocast, resolve
 from protea.training.schedule import Schedule, warmup_cosine
 
@@ -128,7 +127,7 @@ class Gradient(Learner):
             p.grad = None
         # The other phases' networks pass gradients on, but need none of their own.
         mine = {id(p) for p in phase.params}
-        others = [p for p in self._learnt.values() if id(p) not in mine and not isinstance(p, DTensor)]
+        others = [p for p in self._learnt.values() if id(p) not in mine and not parallel.sharded(p)]
         for p in others:
             p.requires_grad_(False)
         batch = batch._replace(rng=batch.rng.child(phase.name))
@@ -171,8 +170,8 @@ class Gradient(Learner):
     def _reduce(self, phase: Phase, total: Tensor, count: Tensor) -> float:
         """Sum over ranks, divide by the true count, clip; returns the gradient's norm before clipping."""
         params = [p for p in phase.params if p.grad is not None]
-        sharded = [p.grad.to_local() for p in params if isinstance(p.grad, DTensor)]
-        whole = [p.grad for p in params if not isinstance(p.grad, DTensor)]
+        sharded = [parallel.local(p.grad) for p in params if parallel.sharded(p.grad)]
+        whole = [p.grad for p in params if not parallel.sharded(p.grad)]
         parallel.add_([total, count, *whole])
         if sharded:  # FSDP has averaged over ranks what is to be summed
             torch._foreach_mul_(sharded, float(parallel.world() / count))
@@ -225,12 +224,10 @@ class Gradient(Learner):
     @contextmanager
     def averaged(self) -> Iterator[Model]:
         """The model with its averaged weights; under FSDP, gathered meanwhile."""
-        from torch.distributed.fsdp import FSDPModule
-
         was_training = self.model.training
         if self.ema and self.ema.updates:
             self.ema.exchange()
-        shards = [m for m in self.objective.modules() if isinstance(m, FSDPModule)]
+        shards = parallel.shards(self.objective)
         for module in shards:
             module.unshard()
         self.model.eval()
@@ -257,8 +254,11 @@ class Gradient(Learner):
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         self.steps = int(values["steps"])
 
-        def counter(value: Tensor) -> Tensor:
-            return value.clone().to(self._device if optimizer.defaults.get("fused") else "cpu")
+        def counter(value: Tensor, optimizer: Optimizer) -> Tensor:
+            beside = (
+                isinstance(optimizer, AdamW) or optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+            )
+            return value.clone().to(self._device if beside else "cpu")
 
         for phase, names, optimizer in zip(self.phases, self._names, self.optimizers):
             for name, p in zip(names, phase.params):
@@ -267,7 +267,9 @@ class Gradient(Learner):
                 # Moments are laid out as their parameter; counters stay small tensors on the CPU or beside it.
                 if held:
                     optimizer.state[p] = {
-                        key: parallel.like(value, p) if value.shape == p.shape and key != "step" else counter(value)
+                        key: parallel.like(value, p)
+                        if value.shape == p.shape and key != "step"
+                        else counter(value, optimizer)
                         for key, value in held.items()
                     }
         if self.ema:
@@ -277,4 +279,4 @@ class Gradient(Learner):
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor.detach())).all())
+    return bool(torch.isfinite(parallel.local(tensor)).all())

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def setup(device: torch.device) -> None:
@@ -83,16 +83,32 @@ def broadcast_(module: nn.Module) -> None:
             dist.broadcast(tensor.detach(), 0)
 
 
+def sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor (whose import takes seconds, so only where it can be one)."""
+    if not active():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor; detached, sharing its memory."""
+    return tensor.detach().to_local() if sharded(tensor) else tensor.detach()
+
+
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor, gathered where it is sharded; detached, on the CPU."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    return (tensor.full_tensor() if sharded(tensor) else tensor).cpu()
 
 
 def like(whole: Tensor, pattern: Tensor) -> Tensor:
     """A whole tensor laid out (device, shards) as another."""
     whole = whole.to(pattern.device)
-    if isinstance(pattern, DTensor):
+    if sharded(pattern):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(whole, pattern.device_mesh, pattern.placements)
     return whole.clone()
 
@@ -119,6 +135,15 @@ def fsdp(*blocks: type[nn.Module]) -> Callable[[nn.Module], None]:
         fully_shard(objective, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
 
     return prepare
+
+
+def shards(module: nn.Module) -> list[Any]:
+    """The modules whose parameters FSDP shards."""
+    if not active():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [m for m in module.modules() if isinstance(m, FSDPModule)]
 
 
 def _device() -> torch.device:
