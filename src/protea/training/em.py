@@ -102,7 +102,7 @@ class EM(Learner):
         return self._converged
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"stats/{name}": t for name, t in self._summed().items()}
+        tensors = {f"stats/{name}": t for name, t in _unfolded(self._summed()).items()}
         tensors |= {f"before/{name}": t for name, t in self.before.items()}
         log_prob = self.log_prob if math.isfinite(self.log_prob) else None
         return tensors, {"epochs": self.epochs, "log_prob": log_prob, "converged": self._converged}
@@ -119,8 +119,30 @@ class EM(Learner):
             kind: {name[len(kind) :]: t.to(device).clone() for name, t in tensors.items() if name.startswith(kind)}
             for kind in ("stats/", "before/")
         }
+        part["stats/"] = _folded(part["stats/"])
         # Summed statistics go to the first rank: the next sum over ranks counts them once.
         self.stats = {n: t if parallel.rank() == 0 else torch.zeros_like(t) for n, t in part["stats/"].items()}
         self.before = part["before/"]
         self.epochs, self._converged = int(values["epochs"]), bool(values["converged"])
         self.log_prob = -math.inf if values["log_prob"] is None else float(values["log_prob"])
+
+
+def _unfolded(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Statistics as plain tensors for a file: a sparse vector (counts of n-grams) as its keys, values and length."""
+    out: dict[str, Tensor] = {}
+    for name, t in stats.items():
+        if t.is_sparse:
+            t = t.coalesce()
+            out |= {f"{name}:keys": t.indices()[0], f"{name}:values": t.values(), f"{name}:length": torch.tensor(len(t))}
+        else:
+            out[name] = t
+    return out
+
+
+def _folded(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_unfolded`."""
+    out = {name: t for name, t in stats.items() if ":" not in name}
+    for name in {name.split(":")[0] for name in stats if ":" in name}:
+        keys, values, length = (stats[f"{name}:{part}"] for part in ("keys", "values", "length"))
+        out[name] = torch.sparse_coo_tensor(keys[None], values, (int(length),), is_coalesced=True, check_invariants=True)
+    return out

@@ -84,3 +84,8 @@ def adamw(
     """
 
     return lambda model, params: AdamW(decay_groups(model, params, weight_decay), lr, betas, eps)
+
+
+def sgd(lr: float = 1e-2, *, momentum: float = 0.0) -> OptimizerFactory:
+    """Stochastic gradient descent (torch's)."""
+    return lambda model, params: torch.optim.SGD(params, lr=lr, momentum=momentum)

@@ -50,7 +50,10 @@ def add_(tensors: Iterable[Tensor]) -> None:
         return
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault(tensor.dtype, []).append(tensor)
+        if tensor.is_sparse:  # the union of the ranks' entries, added where they meet
+            dist.all_reduce(tensor)
+        else:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
     for same in kinds.values():
         flat = torch.cat([t.reshape(-1) for t in same])
         dist.all_reduce(flat)
