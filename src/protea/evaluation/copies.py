@@ -68,8 +68,8 @@ class Copies:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "copies": self.share.value, "expected": EXPECTED, "p_value": self.p_value, "alpha": ALPHA,
-            "flagged": self.flagged, "exact_train": self.exact_train, "exact_holdout": self.exact_holdout,
+            "passed": not self.flagged, "copies": self.share.value, "expected": EXPECTED, "p_value": self.p_value,
+            "alpha": ALPHA, "exact_copies": self.exact_train, "exact_holdout": self.exact_holdout,
             "pairs": [pair._asdict() for pair in self.pairs],
         }  # fmt: skip
 

@@ -45,8 +45,12 @@ class Figure:
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"value": self.value, "low": self.low, "high": self.high, "protocol": dict(self.protocol)}
+        """Plain JSON values; a number that is not finite becomes null."""
+        ends = {
+            k: v if math.isfinite(v) else None
+            for k, v in (("value", self.value), ("low", self.low), ("high", self.high))
+        }
+        return {**ends, "protocol": dict(self.protocol)}
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
