@@ -32,6 +32,7 @@ from protea.distributions.covariance import CHUNK, COVARIANCES
 from protea.errors import ConfigError, nearest
 from protea.models.classical.kmeans import kmeans
 from protea.models.entry import Entry
+from protea.models.labels import refuse_labels
 from protea.models.lifted import lift
 from protea.rng import Streams, fold, permutation
 from protea.space import Rows, Space
@@ -121,6 +122,8 @@ class GaussianMixture(Normalised, Countable, Conditionable):
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """log p(x | cond) in nats, (B,) float64; the marginal where cond is None or -1."""
+        if not self.classes:
+            refuse_labels(cond)
         x = self._flat(x)
         out = x.new_empty(len(x))
         for rows, own in self._shares(x, cond):
@@ -257,7 +260,9 @@ class GaussianMixture(Normalised, Countable, Conditionable):
     # ---- drawing and conditioning ----
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
-        if cond is None and self.classes:
+        if not self.classes:
+            refuse_labels(cond)
+        elif cond is None:
             cond = rng.child("label").categorical(self.class_prior.log().expand(len(rng), -1))
         group = torch.zeros(len(rng), dtype=torch.int64, device=self.means.device) if cond is None else cond
         inside = rng.child("component").categorical(self.log_weights[group])

@@ -26,8 +26,11 @@ from torch import Tensor, nn
 from protea.core import Conditionable, Countable, Model, Normalised, Stats
 from protea.errors import ConfigError, DataError
 from protea.models.entry import Entry
+from protea.models.labels import refuse_labels
 from protea.rng import Streams, permutation
 from protea.space import Rows, Space
+
+MAX_LEVELS = 1024  # a grid of more is binned
 
 
 class Marginals(Normalised, Countable, Conditionable):
@@ -52,7 +55,8 @@ class Marginals(Normalised, Countable, Conditionable):
         self.groups = max(len(space.classes), 1)
         fields = space.fields
         self.n_fields = len(fields)
-        kinds = ["binned" if f.kind != "category" and f.levels == 0 else "codes" for f in fields]
+        # Grids of very many levels are binned as if unbounded; their tails end at the bounds all the same.
+        kinds = ["codes" if f.kind == "category" or 0 < f.levels <= MAX_LEVELS else "binned" for f in fields]
         binned = [i for i, kind in enumerate(kinds) if kind == "binned"]
         self.block = 64 if self.n_fields > 256 else 512
         missing = torch.tensor([field.missing for field in fields])
@@ -64,12 +68,17 @@ class Marginals(Normalised, Countable, Conditionable):
             self.register_buffer(name, value, persistent=False)  # follows from the schema: not saved
 
         constant("start", sizes.cumsum(0) - sizes)  # the first bin of each field
+        units = [field.step if field.kind == "grid" else 1.0 for field in fields]
+        unit = torch.tensor(units, dtype=torch.float64)
+        first = [f.low / u if f.kind == "grid" and math.isfinite(f.low) else 0.0 for f, u in zip(fields, units)]
+        constant("unit", unit)
+        constant("first", torch.tensor(first, dtype=torch.float64).round())  # the value of code 0, in units
         constant("missing", missing)
         constant("own", own)  # number of bins, the missing one not counted
         constant("field", torch.repeat_interleave(torch.arange(self.n_fields), sizes))  # of each bin
         constant("binned", torch.tensor(binned, dtype=torch.int64))
         grid = torch.tensor([fields[f].kind == "grid" for f in binned], dtype=torch.bool)
-        step = torch.tensor([fields[f].step if fields[f].kind == "grid" else 1.0 for f in binned], dtype=torch.float64)
+        step = unit[binned]
         constant("grid", grid)
         constant("step", step)
         half = 0.5 * grid.double()  # values of a grid sit in the middle of their cell
@@ -92,8 +101,8 @@ class Marginals(Normalised, Countable, Conditionable):
         """The bin of every entry (B, F), -1 for impossible values, and its log density within the bin (B, F)."""
         x = x.reshape(len(x), self.n_fields).to(torch.float64)
         absent = x.isnan()
-        code = x.nan_to_num(0.0)
-        bad = (code < 0) | (code >= self.own) | (code != code.floor())
+        code = torch.round(x.nan_to_num(0.0) / self.unit) - self.first
+        bad = (code < 0) | (code >= self.own)
         inside = code.clamp(0, 2.0**40).long()
         log_density = torch.zeros_like(x)
         if len(self.binned):
@@ -150,6 +159,8 @@ class Marginals(Normalised, Countable, Conditionable):
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Exact log p(x | cond) in nats, (B,) float64; -inf for values the schema rules out, finite for all others."""
+        if not self.space.classes:
+            refuse_labels(cond)
         rows = max(1, (1 << 22) // (self.n_fields * self.groups))
         labels = [None] * -(-len(x) // rows) if cond is None or self.groups == 1 else cond.split(rows)
         out = [self._log_prob(part, y) for part, y in zip(x.split(rows), labels)]
@@ -233,6 +244,8 @@ class Marginals(Normalised, Countable, Conditionable):
     # ---- drawing and conditioning ----
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
+        if not self.space.classes:
+            refuse_labels(cond)
         if cond is None:
             cond = rng.child("label").categorical(self.class_prior.log().expand(len(rng), -1))
         return self._draw(rng, cond)
@@ -241,7 +254,7 @@ class Marginals(Normalised, Countable, Conditionable):
         u = rng.child("bin").uniform(self.n_fields, dtype=torch.float64).clamp(max=1 - 1e-9)
         u = u + (cond[:, None] * self.n_fields + torch.arange(self.n_fields, device=u.device))
         bin_ = torch.searchsorted(self._cdf(), u, right=True) - cond[:, None] * self.total - self.start
-        x = bin_.double()
+        x = (bin_ + self.first) * self.unit
         if len(self.binned):
             place = rng.child("place").uniform(len(self.binned), dtype=torch.float64)
             x[:, self.binned] = self._place(bin_[:, self.binned], place)

@@ -1,0 +1,96 @@
+"""One line a model for the law tests: its name in MODELS, a tiny configuration, and the tiny data it is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+
+from protea.rng import Streams
+from protea.space import Rows, Space
+from protea.spaces import Image, Table, Tokens, Vector
+
+
+def vector() -> tuple[Space, Rows]:
+    """Two correlated blobs in the plane."""
+    streams = Streams(11, 160)
+    z = streams.normal(2, dtype=torch.float64)
+    side = (streams.uniform(1, dtype=torch.float64) < 0.4).double()
+    x = torch.stack((2 + 1.5 * side[:, 0] + 0.4 * z[:, 0], -1 + z[:, 0] - 0.5 * z[:, 1]), 1)
+    return Vector(("a", "b")), Rows(x, None, torch.arange(160))
+
+
+def labelled() -> tuple[Space, Rows]:
+    """Points in the plane whose label says on which side they lie."""
+    space, rows = vector()
+    return Vector(space.names, ("left", "right")), Rows(rows.x, (rows.x[:, 0] > 2.6).long(), rows.ids)  # type: ignore[attr-defined]
+
+
+def image() -> tuple[Space, Rows]:
+    """4 x 4 pictures of 4 levels: bright on the left or on the right, by class."""
+    streams = Streams(12, 96)
+    y = (streams.uniform(1)[:, 0] < 0.5).long()
+    bright = torch.tensor([[3, 2, 1, 0], [0, 1, 2, 3]])[y][:, None, None, :]
+    noise = (streams.uniform(1, 4, 4) * 3).long() - 1
+    x = (bright + noise).clamp(0, 3).to(torch.uint8)
+    return Image(1, 4, 4, levels=4, classes=("left", "right")), Rows(x, y, torch.arange(96))
+
+
+def table() -> tuple[Space, Rows]:
+    """A real column, an integer with missing values, a category with missing values, a boolean."""
+    streams = Streams(13, 120)
+    z = streams.normal(2, dtype=torch.float64).numpy()
+    u = streams.uniform(3).numpy()
+    frame = pd.DataFrame({
+        "real": z[:, 0],
+        "count": pd.array((3 + 2 * z[:, 0] + z[:, 1]).round().astype(int), dtype="Int64"),
+        "city": pd.Series(["Bonn", "Ulm", "Kiel"] * 40),
+        "paid": u[:, 0] < 0.3,
+    })  # fmt: skip
+    frame.loc[u[:, 1] < 0.15, "count"] = pd.NA
+    frame.loc[u[:, 2] < 0.1, "city"] = None
+    space = Table.infer(frame)
+    return space, Rows(space.encode(frame), None, torch.arange(120))
+
+
+def tokens() -> tuple[Space, Rows]:
+    """Words of 6 letters over an alphabet of 4, each letter likely to repeat or follow the one before."""
+    u = Streams(14, 96).uniform(6)
+    x = [torch.zeros(96, dtype=torch.int64)]
+    for t in range(6):
+        x.append((x[-1] + (u[:, t] > 0.4).long() + (u[:, t] > 0.85).long()) % 4)
+    return Tokens(6, vocabulary=4, tokenizer="ids"), Rows(torch.stack(x[1:], 1), None, torch.arange(96))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model on a data set, small enough for a law to be tried in a second."""
+
+    model: str
+    data: Callable[[], tuple[Space, Rows]]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.data.__name__}"
+
+
+def cases(model: str, *data: Callable[[], tuple[Space, Rows]], **config: Any) -> list[Case]:
+    return [Case(model, d, config) for d in data]
+
+
+CONTINUOUS = (vector, labelled, image, table)
+
+CASES: list[Case] = [
+    *cases("marginals", *CONTINUOUS, bins=8),
+    *cases("gmm", *CONTINUOUS, k=2),
+    *cases("flow", *CONTINUOUS, transforms=2, width=8, depth=1, bins=4),
+    *cases("vae", *CONTINUOUS, latent=2, width=8, depth=1, channels=4),
+    *cases("wgan", *CONTINUOUS, latent=2, width=8, depth=1, channels=4),
+    *cases("diffusion", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
+    *cases("flow-matching", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
+    *cases("ngram", tokens, order=3),
+    *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),
+]
