@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from protea.cli.options import BUDGET_HELP, Data, DataSpace, Json, Seed, Target
+from protea.cli.options import BUDGET_HELP, Data, DataOption, Json, Seed, Target, pairs
 
 
 def compare(
@@ -25,7 +25,7 @@ def compare(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Report folder. Default: reports/DATA.")] = None,
     target: Target = None,
-    space: DataSpace = None,
+    option: DataOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what the folder already holds.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Show the report in the browser when it is ready.")] = False,
     json: Json = False,
@@ -44,8 +44,9 @@ def compare(
 
         with LiveTable(console, quiet=json) as table:
             result = run_comparison(
-                data, models=models.split(",") if models else None, budget=budget, total_budget=total_budget, seeds=seeds,
-                seed=seed, out=out, target=target, space=space, fresh=fresh, observer=table,
+                data, models=models.split(",") if models else None, budget=budget, total_budget=total_budget,
+                seeds=seeds, seed=seed, out=out, fresh=fresh, observer=table, target=target,
+                **pairs(option, "--option"),
             )  # fmt: skip
     except KeyboardInterrupt:
         console.print("Interrupted. Finished rows are kept: repeat the same command to continue.", style="yellow")

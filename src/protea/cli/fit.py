@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from protea.cli.options import BUDGET_HELP, Data, DataSpace, Json, RequireGpu, Seed, Target
+from protea.cli.options import BUDGET_HELP, Data, DataOption, Json, RequireGpu, Seed, Target, pairs
 
 
 def fit(
@@ -24,7 +24,7 @@ def fit(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where the run folder stopped.")] = True,
     target: Target = None,
-    space: DataSpace = None,
+    option: DataOption = None,
     require_gpu: RequireGpu = False,
     json: Json = False,
 ) -> None:
@@ -39,8 +39,9 @@ def fit(
         from protea import api
 
         run = api.fit(
-            model, data, budget=budget, seed=seed, out=out, settings=api.parse_settings(set_ or []), batch_size=batch_size,
-            resume=resume, target=target, space=space, require_gpu=require_gpu, say=None if json else console.print,
+            model, data, budget=budget, seed=seed, out=out, settings=pairs(set_, "--set"), batch_size=batch_size,
+            resume=resume, require_gpu=require_gpu, progress="none" if json else "auto",
+            target=target, **pairs(option, "--option"),
         )  # fmt: skip
     except KeyboardInterrupt:
         console.print("Interrupted. The run folder is kept: repeat the same command to continue.", style="yellow")

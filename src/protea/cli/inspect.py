@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from protea.cli.options import Data, DataSpace, Json, Seed, Target
+from protea.cli.options import Data, DataOption, Json, Target, pairs
 
 
-def inspect(data: Data, target: Target = None, space: DataSpace = None, seed: Seed = 0, json: Json = False) -> None:
+def inspect(data: Data, target: Target = None, option: DataOption = None, json: Json = False) -> None:
     """Look at the data before any model does.
 
     Types, missing values, duplicates, classes, ranges, warnings, and the split the rows get.
@@ -15,7 +15,7 @@ def inspect(data: Data, target: Target = None, space: DataSpace = None, seed: Se
     from protea.cli.console import print_json, stdout
     from protea.data import open_data
 
-    dataset = open_data(data, target=target, space=space, seed=seed)
+    dataset = open_data(data, target=target, **pairs(option, "--option"))
     facts = describe(dataset)
     if json:
         print_json(facts)

@@ -27,7 +27,7 @@ def resume(
     try:
         from protea import api
 
-        done = api.resume(run, budget=budget, require_gpu=require_gpu, say=None if json else console.print)
+        done = api.resume(run, budget=budget, require_gpu=require_gpu, progress="none" if json else "auto")
     except KeyboardInterrupt:
         console.print("Interrupted. The run folder is kept: repeat the same command to continue.", style="yellow")
         raise typer.Exit(130) from None

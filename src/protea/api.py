@@ -1,0 +1,275 @@
+"""Protea from Python: `fit` a model to data, `load` a run, and use it in the user's own terms.
+
+run = protea.fit("flow-matching", "digits", budget="60s")
+run.sample(16)                 # PIL images, a DataFrame, strings or an array
+run.score(images)              # nats of each, and whether they are exact or a bound
+protea.load("runs/digits-flow-matching").evaluate()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from protea.core import Bounded, Model, Normalised, capabilities
+from protea.data import Dataset, open_data
+from protea.errors import CheckpointError, ConfigError, NotSupported, nearest
+from protea.rng import Streams
+from protea.space import Space
+from protea.spaces.sampling import constrained_sample
+from protea.training import Budget, fit_run, load_model, resume_run
+from protea.training import files as disk
+from protea.training.run import find, read_config
+
+if TYPE_CHECKING:
+    from protea.training.progress import Progress
+
+Shown = Literal["auto", "bar", "plain", "none"]
+BATCH = 256  # rows scored at once
+
+
+class Scores(NamedTuple):
+    """Likelihoods of rows.
+
+    Args:
+        nats: (B,) log p(x), or a lower bound of it.
+        values: (B,) the same in the space's unit, lower is better.
+        unit: "bits per dimension", "bits per byte", "nats per row".
+        exactness: "exact" or "bound".
+    """
+
+    nats: Tensor
+    values: Tensor
+    unit: str
+    exactness: Literal["exact", "bound"]
+
+
+class Run:
+    """A trained model and where it came from. Made by `fit` and `load`."""
+
+    def __init__(self, path: Path, model: Model) -> None:
+        self.path, self.model = path, model
+
+    @property
+    def space(self) -> Space:
+        """What a sample is."""
+        return self.model.space
+
+    def sample(self, n: int, *, seed: int = 0, start: int = 0, label: str | None = None) -> Any:
+        """Draw n samples in the user's form: PIL images, a DataFrame, strings, or an array.
+
+        Sample `start + i` of a seed is always the same, however many are drawn at once.
+
+        Args:
+            n: how many.
+            seed: which sequence of samples.
+            start: number of the first one.
+            label: only of this class, by name.
+
+        Raises:
+            ConfigError: no such class. NotSupported: the model has no classes.
+        """
+        return self.space.decode(self.draw(n, seed=seed, start=start, label=label))
+
+    def draw(self, n: int, *, seed: int = 0, start: int = 0, label: str | None = None) -> Tensor:
+        """The same in canonical units: (n, *event)."""
+        cond = None if label is None else torch.full((n,), self._label(label), dtype=torch.int64)
+        return constrained_sample(self.model, n, cond, rng=Streams(seed, torch.arange(start, start + n))).x
+
+    def score(self, raw: Any, *, draws: int = 8, seed: int = 0) -> Scores:
+        """Log-likelihoods of the user's objects (images, DataFrame, strings, array).
+
+        Args:
+            raw: what `space.encode` takes.
+            draws: importance samples, where the model has only a bound.
+            seed: of those draws.
+
+        Raises:
+            NotSupported: the model has no likelihood. DataError: the objects do not fit the space.
+        """
+        return self.score_rows(self.space.encode(raw), draws=draws, seed=seed)
+
+    @torch.no_grad()
+    def score_rows(self, x: Tensor, *, draws: int = 8, seed: int = 0) -> Scores:
+        """The same for canonical units x (B, *event)."""
+        model, parts = self.model, []
+        for i in range(0, len(x), BATCH):
+            rows = x[i : i + BATCH]
+            if isinstance(model, Normalised):
+                parts.append(model.log_prob(rows))
+            elif isinstance(model, Bounded):
+                streams = Streams(seed, torch.arange(i, i + len(rows)))
+                parts.append(model.log_prob_bound(rows, rng=streams, k=draws))
+            else:
+                raise NotSupported(
+                    f"{read_config(self.path)['model']} has no likelihood: it can only be sampled.",
+                    "See the column 'can' of `protea models`.",
+                )
+        nats = torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
+        values, unit = self.space.likelihood(nats)
+        return Scores(nats, values, unit, "exact" if isinstance(model, Normalised) else "bound")
+
+    def data(self) -> Dataset:
+        """The data it was trained on, opened again and checked against the fingerprint.
+
+        Raises:
+            CheckpointError: the data have changed since.
+        """
+        facts = read_config(self.path)["data"]
+        dataset = open_data(**_opening(self.path))
+        if dataset.fingerprint != facts["fingerprint"] or dataset.split_hash != facts["split_hash"]:
+            raise CheckpointError(
+                f"The data at {facts['source']} have changed since {self.path} was trained.",
+                "Restore them, or name other data to judge against.",
+            )
+        return dataset
+
+    def evaluate(self, data: str | Path | Dataset | None = None, *, seed: int = 0) -> dict[str, Any]:
+        """Judge on held-out data: a row of the report's contract (see docs/report.md).
+
+        Args:
+            data: other data of the same space; None: the data it was trained on.
+            seed: of the samples and the bootstrap.
+        """
+        from protea.evaluation.compare import judge_run
+
+        dataset = (
+            self.data() if data is None else data if isinstance(data, Dataset) else open_data(data, space=self.space)
+        )
+        return judge_run(self.path, dataset, seed=seed).row
+
+    def facts(self) -> dict[str, Any]:
+        """What the run is, as plain JSON values."""
+        result = self.path / "result.json"
+        config = read_config(self.path)
+        return {
+            "path": str(self.path), "model": config["model"], "config": config["config"], "seed": config["seed"],
+            "budget": config["budget"], "space": self.space.to_json()["kind"], "capabilities": capabilities(self.model),
+            "data": config["data"], "result": disk.read_json(result) if result.exists() else None,
+        }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {type(self.model).__name__} of {self.space.kind} {tuple(self.space.event)}>"
+
+    def score_data(self, data: str | Path, *, n: int | None = None, draws: int = 8, seed: int = 0) -> dict[str, Any]:
+        """Scores of every row of a file, in its order, as plain JSON values."""
+        dataset = open_data(str(data), space=self.space)
+        parts = (dataset.train, dataset.validation, dataset.holdout)
+        order = torch.argsort(torch.cat([p.ids for p in parts]))[:n]
+        scores = self.score_rows(torch.cat([p.x for p in parts])[order], draws=draws, seed=seed)
+        return {
+            "run": str(self.path), "data": str(data), "n": len(order), "unit": scores.unit, "exactness": scores.exactness,
+            "mean": float(scores.values.mean()), "draws": draws if scores.exactness == "bound" else None,
+            "nats": scores.nats.tolist(), "values": scores.values.tolist(),
+        }  # fmt: skip
+
+    def _label(self, name: str) -> int:
+        if not self.space.classes or not _conditional(self.model):
+            raise NotSupported(f"{self.path} has no classes: {name!r} cannot be chosen.", "Leave --class out.")
+        if name not in self.space.classes:
+            raise ConfigError(f"There is no class {name!r}.", nearest(name, self.space.classes))
+        return self.space.classes.index(name)
+
+
+def fit(
+    model: str,
+    data: str | Path | Dataset,
+    *,
+    budget: str | float | Budget = "60s",
+    seed: int = 0,
+    out: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    resume: bool = True,
+    require_gpu: bool = False,
+    progress: Shown | Progress | None = "auto",
+    **opening: Any,
+) -> Run:
+    """Train a model on data within a budget, into a run folder.
+
+    Args:
+        model: a name of `protea.MODELS`.
+        data: a path, the name of an embedded set, or what `protea.open` returned.
+        budget: "60s", "2m", "500steps", "10epochs", or a `Budget`.
+        seed: of weights, order and noise.
+        out: the run folder; None: runs/DATA-MODEL.
+        settings: overrides of the suggested settings, by name.
+        batch_size: rows of a step.
+        resume: continue what the folder holds, if it is the same run.
+        require_gpu: fail rather than fall back to the CPU.
+        progress: what is shown meanwhile.
+        opening: how to open the data: `target`, `constraints` and the options of `protea.open`.
+
+    Raises:
+        ConfigError: unknown model or setting (the nearest are named), or the folder holds another run.
+    """
+    budget = Budget.parse(budget)
+    find(model)  # an unknown name is told before the data are read
+    dataset = data if isinstance(data, Dataset) else open_data(str(data), **opening)
+    path = Path(out) if out is not None else Path("runs") / f"{dataset.name}-{model}"
+    if (path / "config.json").exists() and resume:
+        begun = read_config(path)["budget"]
+        if begun != budget.to_json():
+            raise ConfigError(
+                f"{path} was begun with the budget {_words(begun)}, not {_words(budget.to_json())}.",
+                f"Give it more with: protea resume {path} --budget {_words(budget.to_json())}; or choose another --out.",
+            )
+    else:
+        disk.write_json(path / "data.json", _how(dataset, data, opening))
+    trained, _ = fit_run(
+        path, model, dict(settings or {}), dataset, budget, seed,
+        batch_size=batch_size, require_gpu=require_gpu, resume=resume, progress=progress,
+    )  # fmt: skip
+    return Run(path, trained)
+
+
+def resume(
+    run: Path | str, *, budget: str | float | Budget | None = None, require_gpu: bool = False,
+    progress: Shown | Progress | None = "auto",
+) -> Run:  # fmt: skip
+    """Continue an interrupted run exactly where it stopped, or a finished one with more budget.
+
+    Raises:
+        CheckpointError: no run there, or its data have changed.
+    """
+    path = Path(run)
+    read_config(path)
+    dataset = open_data(**_opening(path))
+    trained, _ = resume_run(path, dataset, more=budget, require_gpu=require_gpu, progress=progress)
+    return Run(path, trained)
+
+
+def load(path: Path | str) -> Run:
+    """Open a run folder.
+
+    Raises:
+        CheckpointError: it is not one, or a file of it is damaged.
+    """
+    return Run(Path(path), load_model(path))
+
+
+def _how(dataset: Dataset, data: Any, opening: Mapping[str, Any]) -> dict[str, Any]:
+    """How to open the data again; files by their absolute path, so that a run may be used from anywhere."""
+    name = dataset.source if isinstance(data, Dataset) else str(data)
+    path = Path(name).expanduser()
+    if path.exists():
+        return {**opening, "path_or_name": str(path.resolve())}
+    return {**opening, "path_or_name": dataset.name if isinstance(data, Dataset) else name}
+
+
+def _opening(path: Path) -> dict[str, Any]:
+    if not (path / "data.json").exists():
+        raise CheckpointError(f"{path} does not say how its data were opened.", "Name the data: protea eval RUN DATA.")
+    return disk.read_json(path / "data.json")
+
+
+def _conditional(model: Model) -> bool:
+    return any(name.endswith("class_prior") for name, _ in model.named_buffers())
+
+
+def _words(budget: Mapping[str, Any]) -> str:
+    return " ".join(f"{v:g}{'s' if k == 'seconds' else k}" for k, v in budget.items())
