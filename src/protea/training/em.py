@@ -133,7 +133,8 @@ def _unfolded(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, t in stats.items():
         if t.is_sparse:
             t = t.coalesce()
-            out |= {f"{name}:keys": t.indices()[0], f"{name}:values": t.values(), f"{name}:length": torch.tensor(len(t))}
+            parts = {"keys": t.indices()[0], "values": t.values(), "length": torch.tensor(len(t))}
+            out |= {f"{name}:{part}": value for part, value in parts.items()}
         else:
             out[name] = t
     return out
@@ -144,5 +145,6 @@ def _folded(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {name: t for name, t in stats.items() if ":" not in name}
     for name in {name.split(":")[0] for name in stats if ":" in name}:
         keys, values, length = (stats[f"{name}:{part}"] for part in ("keys", "values", "length"))
-        out[name] = torch.sparse_coo_tensor(keys[None], values, (int(length),), is_coalesced=True, check_invariants=True)
+        size = (int(length),)
+        out[name] = torch.sparse_coo_tensor(keys[None], values, size, is_coalesced=True, check_invariants=True)
     return out
