@@ -5,8 +5,8 @@ its nearest different row, in standardised features. For independent rows from a
 happens to a share 1 - 2^-(0.05^d) of them: 3 % for d = 1 (which is not searched), 0.2 % for d = 2, and
 practically never above.
 
-The search is bounded: 2,000 rows are looked up among at most 20,000, in at most 64 dimensions (a random
-projection keeps distances to about a tenth).
+The search is bounded: 2,000 rows are looked up among at most 20,000 (fewer where a row is wide), in at most 64
+dimensions (a random projection keeps distances to about a tenth).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from protea.space import Space
 
 RATIO = 0.05
 QUERIES, CANDIDATES, DIMENSIONS = 2_000, 20_000, 64
+NUMBERS = 20_000_000  # of features held at once
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ def near_duplicates(space: Space, x: Tensor, rows: Tensor, part: Tensor) -> Near
         rows: (M,) numbers of rows with distinct contents.
         part: (N,) part of the split of each row.
     """
-    rows = rows[permutation(len(rows), 0, "near duplicates")[:CANDIDATES]]
+    rows = rows[permutation(len(rows), 0, "near duplicates")]
+    width = space.features(x[rows[:1]]).shape[1]
+    rows = rows[: min(CANDIDATES, max(QUERIES, NUMBERS // max(width, 1)))]
     f = space.features(x[rows])
     if len(rows) < 3 or f.shape[1] < 2:
         return NearDuplicates(0, 0, 0, 0.0, ())
     f = standardise(f)
     if f.shape[1] > DIMENSIONS:
-        width = f.shape[1]
         f = f @ (Streams(0, width).normal(DIMENSIONS) / DIMENSIONS**0.5)
     near, who = [], []
     squares = (f * f).sum(1)

@@ -72,9 +72,16 @@ class Column:
         levels = round((self.high - self.low) / self.step) + 1 if bounded else 0
         return Field(str(self.name), kind, levels, self.step, self.missing, self.low, self.high)
 
+    def index(self, x: np.ndarray) -> np.ndarray:
+        """k of the nearest value k * step of the grid. Multiplying by 1 / step, a whole number, keeps microseconds."""
+        return np.rint(x * round(1 / self.step)) if self.step < 1 else np.rint(x / self.step)
+
     def snap(self, x: np.ndarray) -> np.ndarray:
         """The nearest values of the grid; reals as they are."""
-        return x if self.kind == "real" or self.coded else np.rint(x / self.step) * self.step
+        if self.kind == "real" or self.coded:
+            return x
+        k = self.index(x)  # a time needs k / 10^d: k * 10^-d may be off by more than half a microsecond
+        return k / round(1 / self.step) if self.kind == "datetime" and self.step < 1 else k * self.step
 
     def number(self, value: Any) -> float:
         """A bound given by the user, in canonical units (a date for datetimes, a number otherwise)."""
@@ -152,7 +159,7 @@ class Column:
             return self._decode_times(x, gone)
         values = x
         if self.kind != "real":  # k / 10^d rather than k * 10^-d: the double nearest to the written decimal
-            values = np.rint(x / self.step)
+            values = self.index(x)
             values = values / round(1 / self.step) if self.step < 1 else values * self.step
         whole = re.fullmatch(r"(u?)int(\d+)(?:\[pyarrow\])?", self.dtype.lower())
         if whole:
@@ -198,7 +205,7 @@ class Column:
 
     def _decode_times(self, x: np.ndarray, gone: np.ndarray) -> pd.Series:
         tick = round(self.step * 1e6)
-        micro = np.rint(np.where(gone, 0, x) / self.step).astype(np.int64) * tick
+        micro = self.index(np.where(gone, 0, x)).astype(np.int64) * tick
         times = pd.Series(micro.astype("datetime64[us]")).mask(gone)
         if self.text:
             shown = times.dt.date if self.text == "date" else times.dt.strftime(self.text)

@@ -31,7 +31,8 @@ def decimals(x: np.ndarray, eps: float = np.finfo(np.float64).eps) -> int | None
     (2, 0, None)
     """
     for k in range(7):
-        scaled = x * 10.0**k
+        with np.errstate(over="ignore"):
+            scaled = x * 10.0**k
         if (np.abs(scaled) < MAX_EXACT).all() and (np.abs(scaled - np.rint(scaled)) <= 4 * eps * np.abs(scaled)).all():
             return k
     return None
