@@ -66,14 +66,22 @@ class Sleeper(Model):
         return Loss((self.w**2).sum(), 1)
 
 
-@pytest.mark.parametrize("tired", [0.001, 0.1])
+@pytest.mark.parametrize("tired", [0.001, 0.004])
 def test_the_clock_is_kept_and_the_schedule_completes(tired: float) -> None:
     model = Sleeper(tired)
     learner = Gradient(model, [Phase("rest", [model.w], model.loss)])
     rows = Rows(torch.zeros(64, 1), None, torch.arange(64))
     began = time.perf_counter()
     result = fit(model, rows, rows, learner=learner, budget=Budget(seconds=1.5), judge=None, progress=None)
-    assert time.perf_counter() - began < 1.5 + 3 * tired + 0.3
+    assert time.perf_counter() - began < 1.8
     assert result.stopped_because == "budget" and learner.horizon is not None
-    if tired == 0.1:  # planned anew: it would have planned over a thousand steps
-        assert result.steps >= 0.5 * learner.horizon
+    assert result.steps >= 0.7 * learner.horizon  # also where it got four times slower: it plans anew
+
+
+def test_a_slow_step_does_not_overrun() -> None:
+    model = Sleeper(0.1)
+    rows = Rows(torch.zeros(64, 1), None, torch.arange(64))
+    began = time.perf_counter()
+    learner = Gradient(model, [Phase("rest", [model.w], model.loss)])
+    fit(model, rows, rows, learner=learner, budget=Budget(seconds=1.0), judge=None, progress=None)
+    assert time.perf_counter() - began < 1.4

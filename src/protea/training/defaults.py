@@ -7,12 +7,23 @@ from typing import Any
 
 from protea.core import Countable, Learner, Model, Normalised, Phase
 from protea.errors import NotSupported
+from protea.models.adversarial.wgan import WGAN
+from protea.models.autoregressive.ngram import NGram
+from protea.models.autoregressive.transformer import Transformer
+from protea.models.diffusion.gaussian import GaussianDiffusion
+from protea.models.latent.vae import VAE
 from protea.models.lifted import Lifted
+from protea.objectives.adversarial import critic_loss, generator_loss
+from protea.objectives.denoising import denoising_loss
 from protea.objectives.likelihood import nll
+from protea.objectives.variational import negative_elbo
+from protea.samplers.guidance import Guided
 from protea.training.budget import Budget
 from protea.training.em import EM
 from protea.training.gradient import Gradient
 from protea.training.lifting import Lifting
+from protea.training.optim import adamw
+from protea.training.schedule import warmup_cosine
 
 
 @singledispatch
@@ -50,3 +61,39 @@ def _normalised(model: Normalised, *, budget: Budget | None = None, seed: int = 
     if isinstance(model, Countable):  # whichever base comes first: EM needs no step size
         return EM(model)
     return Gradient(model, [Phase("nll", list(model.parameters()), nll(model))], **options)
+
+
+@default_learner.register
+def _ngram(model: NGram, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    return EM(model, epochs=1)  # counting: one pass is exact
+
+
+@default_learner.register
+def _vae(model: VAE, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    return Gradient(model, [Phase("elbo", list(model.parameters()), negative_elbo(model))], **options)
+
+
+@default_learner.register
+def _wgan(model: WGAN, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    """Algorithm 1 of Gulrajani et al. 2017: n_critic steps of the critic for one of the generator."""
+    phases = [
+        Phase("critic", model.critic_parameters(), critic_loss(model)),
+        Phase("generator", model.generator_parameters(), generator_loss(model), every=model.n_critic),
+    ]
+    parts = {"optimizer": adamw(model.learning_rate, weight_decay=0.0, betas=(0.0, 0.9)), "clip": None,
+             "schedule": warmup_cosine(floor=0.1)}  # fmt: skip
+    return Gradient(model, phases, **(parts | options))
+
+
+@default_learner.register(GaussianDiffusion)
+@default_learner.register(Guided)
+def _diffusion(model: Model, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    parts = {"optimizer": adamw(1e-3, weight_decay=0.0, betas=(0.9, 0.99))}
+    return Gradient(model, [Phase("denoise", list(model.parameters()), denoising_loss(model))], **(parts | options))
+
+
+@default_learner.register
+def _transformer(model: Transformer, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    parts = {"optimizer": adamw(2e-3, weight_decay=0.1, betas=(0.9, 0.95)),
+             "batch_size": max(8, 4096 // model.space.event[0])}  # fmt: skip
+    return Gradient(model, [Phase("nll", list(model.parameters()), nll(model))], **(parts | options))

@@ -132,7 +132,8 @@ class _Loop:
         self.main = parallel.rank() == 0
         self.step, self.stopped, self.judge_seconds = 0, None, 0.0
         self.figure_name: str | None = None
-        self.judgements = Judgements(patience)
+        steady = not (isinstance(self.judge, HeldOut) and self.judge.noisy)
+        self.judgements = Judgements(patience if steady else None)
         self.best: dict[str, Tensor] | None = None
         self.limit = budget.limit(self.batches.per_epoch)
         self.horizon = self.limit if budget.seconds is None or learner.by_epoch else None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from protea.core import Batch, Bounded, Denoises, Learner, Model, Normalised
 from protea.rng import Streams, fold
-from protea.space import Rows
+from protea.space import Rows, Space
 from protea.training.gradient import Gradient
 from protea.training.lifting import Lifting
 
@@ -21,7 +22,8 @@ class HeldOut:
     """Mean of a figure over fixed held-out rows, with noise that belongs to the row.
 
     Exact models: "validation_nll". Bounded models: "validation_bound", minus one draw of the bound.
-    Denoisers and others with one loss: "validation_loss". `limit` is how many rows are used.
+    Denoisers and others with one loss: "validation_loss". Models of several losses (adversarial ones):
+    "validation_sliced_wasserstein" between samples and rows. `limit` is how many rows are used.
     """
 
     def __init__(self, learner: Learner, rows: Rows, seed: int) -> None:
@@ -36,9 +38,21 @@ class HeldOut:
             self.name = "validation_bound"
         elif isinstance(inner, Gradient) and len(inner.phases) == 1:
             self.name = "validation_loss"
+        elif isinstance(getattr(learner.model, "space", None), Space):
+            self.name = "validation_sliced_wasserstein"
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the figure wanders too much along a run to stop by it."""
+        return self.name == "validation_sliced_wasserstein"
 
     def __call__(self, model: Model) -> dict[str, float]:
         rows = self.rows[: self.limit]
+        if self.noisy:
+            rows = rows[:1000]
+            samples = model.sample(len(rows), rng=self.seed)
+            features = model.space.features
+            return {self.name: sliced_wasserstein(features(samples), features(rows.x), self.seed)}
         device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         size = min(self.learner.batch_size or 128, 512)
         total = count = 0.0
@@ -62,12 +76,31 @@ class HeldOut:
         return float(loss.total), float(loss.count)
 
 
+def sliced_wasserstein(a: Tensor, b: Tensor, seed: int, directions: int = 64) -> float:
+    """Mean over random directions of the 1-Wasserstein distance between as many rows of a and of b, (N, F).
+
+    Both are scaled by the spread of b in each feature; NaN counts as the mean of b.
+
+    >>> a = torch.tensor([[0.0], [1.0]])
+    >>> round(sliced_wasserstein(a + 3, a, seed=0), 4)  # shifted by six of b's standard deviations
+    6.0
+    """
+    a, b = (t.double().cpu() for t in (a, b))
+    mean = b.nanmean(0)
+    spread = (b - mean).square().nanmean(0).sqrt()
+    scale = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+    a, b = (((t - mean) / scale).nan_to_num(0.0) for t in (a, b))
+    u = Streams(fold(seed, "directions"), directions).normal(a.shape[1], dtype=torch.float64)
+    u = (u / u.norm(dim=1, keepdim=True)).T
+    return float(((a @ u).sort(0).values - (b @ u).sort(0).values).abs().mean())
+
+
 def _denoises(*models: Model) -> bool:
     return any(isinstance(model, Denoises) for model in models)
 
 
 def default_judge(learner: Learner, validation: Rows | None, seed: int) -> HeldOut | None:
-    """The judge a fit uses unless told otherwise; None where nothing fits (several losses, no likelihood)."""
+    """The judge a fit uses unless told otherwise; None without validation rows."""
     if validation is None or len(validation) == 0:
         return None
     judge = HeldOut(learner, validation[:ROWS], seed)
