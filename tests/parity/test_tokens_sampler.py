@@ -32,7 +32,7 @@ def test_filters_equal_transformers(ours, name, values, evidence):
     for value in values:
         got, want = ours(LOGITS, value), getattr(warpers(), name)(value)(None, LOGITS)
         different += int((got != want).sum())
-    assert values[0] == 50 or (ours(LOGITS, values[0]) != LOGITS).any()
+    assert (ours(LOGITS, values[0]) != LOGITS).any()
     claim = ours.__name__.replace("_", "-")
     evidence(id="AR-01", system="Token samplers", claim=claim, reference=f"transformers {name}", reached=different,
              tolerance=0, unit="different logits of 3,200")  # fmt: skip

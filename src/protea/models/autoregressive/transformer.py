@@ -9,6 +9,7 @@ attention, SwiGLU, no biases.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -127,13 +128,20 @@ class Transformer(Normalised, NextToken):
 
 
 def suggest(space: Space, train: Rows, seconds: float) -> TransformerConfig:
-    """As large as the budget can train: parameters grow with the square root of the time, as compute is best spent.
+    """As large as the budget can train, and as the data can feed.
 
-    With 6 N D operations for N parameters and D tokens (Kaplan et al. 2020) and D proportional to N
-    (Hoffmann et al. 2022), N ~ sqrt(seconds); at d_model = 32 L, N is about 12 L d^2 = 12 L (32 L)^2.
+    6 N D operations train N parameters on D tokens (Kaplan et al. 2020), and compute is best spent with D proportional
+    to N (Hoffmann et al. 2022): so N ~ sqrt(seconds), here 30,000 sqrt(seconds) for two cores, and at most one
+    parameter for each token of the data. Width d and depth d / 32 + 2 have N of about 12 (d / 32 + 2) d^2.
     """
     assert isinstance(space, Tokens)
-    return TransformerConfig(context=space.length)
+    most = min(3e4 * math.sqrt(max(seconds, 1.0)), train.x.numel())
+    width = 32
+    for d in (64, 96, 128, 192, 256, 384, 512):
+        if 12 * (d // 32 + 2) * d**2 <= 1.2 * most:
+            width = d
+    heads, d_ff = width // 32, 16 * round(width / 6)
+    return TransformerConfig(width // 32 + 2, width, heads, heads, d_ff, context=space.length)
 
 
 def build(space: Space, config: TransformerConfig) -> Transformer:
