@@ -26,11 +26,13 @@ def floored(sigma: Tensor, floor: float) -> Tensor:
     """Cholesky factors of (..., D, D) scatters after raising eigenvalues below `floor` to it."""
     eye = floor * torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
     low = torch.linalg.cholesky_ex(sigma - eye).info != 0  # some eigenvalue is below the floor
+    factor = torch.linalg.cholesky_ex(sigma).L
     if low.any():
         value, vector = torch.linalg.eigh(sigma[low])
-        sigma = sigma.clone()
-        sigma[low] = (vector * value.clamp(min=floor)[..., None, :]) @ vector.mT
-    return torch.linalg.cholesky(sigma)
+        # sigma = (V sqrt(lambda)) (V sqrt(lambda))^T = R^T R by QR, which keeps small eigenvalues that squaring loses
+        r = torch.linalg.qr((vector * value.clamp(min=floor).sqrt()[..., None, :]).mT).R
+        factor[low] = r.mT * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    return factor
 
 
 class Covariance(ABC):

@@ -47,7 +47,7 @@ class ConditionalMixture(Normalised):
                 "Both must be (*event) or (B, *event).",
             )
         self.event, self.classes, self.k = mixture.event, mixture.classes, mixture.k
-        self.dim = mixture.dim
+        self.dim, self.block = mixture.dim, mixture.block
         if hasattr(mixture, "space"):
             self.space = mixture.space
         seen = observed.reshape(-1, self.dim)
@@ -109,7 +109,7 @@ class ConditionalMixture(Normalised):
         residual = torch.where(hidden[:, None, :], x[:, None, :] - self.mean[row], 0.0)
         white = torch.linalg.solve_triangular(chol, residual[..., None], upper=False)[..., 0]
         log_n = -0.5 * white.square().sum(-1) - chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_n = log_n - 0.5 * math.log(2 * math.pi) * hidden.sum(1, keepdim=True)
+        log_n = log_n - 0.5 * math.log(2 * math.pi) * hidden.double().sum(1, keepdim=True)
         by_class = torch.logsumexp(self.log_weights[row] + log_n.view(len(x), -1, self.k), 2)
         if cond is not None and self.classes:
             return by_class.gather(1, cond[:, None])[:, 0]

@@ -227,7 +227,7 @@ class GaussianMixture(Normalised, Countable, Conditionable):
         if self.classes and rows.y is not None:
             known = rows.y[rows.y >= 0]
             if len(known):
-                self.class_prior.copy_(torch.bincount(known, minlength=self.classes) / len(known))
+                self.class_prior.copy_(torch.bincount(known, minlength=self.classes).double() / len(known))
         total = self.groups * self.k
         n, s1 = x.new_zeros(total), x.new_zeros(total, self.dim)
         s2 = x.new_zeros(self.kind.packed(total, self.dim))

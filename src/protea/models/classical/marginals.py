@@ -180,7 +180,7 @@ class Marginals(Normalised, Countable, Conditionable):
         """Set the edges from the rows' quantiles, the class frequencies, and masses that are the prior's."""
         if self.space.classes and rows.y is not None and bool((rows.y >= 0).any()):
             known = rows.y[rows.y >= 0]
-            self.class_prior.copy_(torch.bincount(known, minlength=self.groups) / len(known))
+            self.class_prior.copy_(torch.bincount(known, minlength=self.groups).double() / len(known))
         x = rows.x.reshape(len(rows), self.n_fields)
         for h, f in enumerate(self.binned.tolist()):
             value = x[:, f].double()
@@ -304,7 +304,7 @@ class ConditionalMarginals(Normalised):
                 f"Observed entries of shape {tuple(observed.shape)} do not fit x {tuple(x.shape)}.",
                 f"Both must be {joint.space.event}, or have one more leading axis.",
             )
-        self.joint, self.space = joint, joint.space
+        self.joint, self.space, self.block = joint, joint.space, joint.block
         self.x = x.reshape(-1, *joint.space.event)
         self.seen = observed.reshape(-1, joint.n_fields)
         self.log_class = torch.log_softmax(self._entries(self.x, self.seen) + joint.class_prior.log(), 1)
