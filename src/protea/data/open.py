@@ -76,6 +76,7 @@ def open_data(
     for option in options:
         if option not in OPTIONS:
             raise ConfigError(f"There is no option {option!r} for opening data.", nearest(option, OPTIONS))
+    block = _block(options.get("block", BLOCK))
     fractions = _fractions(options.pop("fractions", FRACTIONS))
     name = options.pop("name", None)
     known = {k: v for k, v in options.items() if v is not None}
@@ -86,7 +87,7 @@ def open_data(
         _only(known, "text", target, constraints)
         if space is not None and not isinstance(space, Tokens):
             raise DataError(f"{loaded.source} is text, but a {space.kind} was expected.", "Give other data.")
-        return split_documents(loaded, space or Tokens(_block(known.get("block", BLOCK))), seed, fractions)
+        return split_documents(loaded, space or Tokens(block), seed, fractions)
     return split_rows(loaded, seed, fractions)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from protea.data.near_duplicates import NearDuplicates, near_duplicates
 from protea.data.split import distinct
 from protea.space import Space
-from protea.spaces import Image, Table, Vector
+from protea.spaces import Image, Table, Tokens, Vector
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ def preflight(
     if repeated:
         warnings.append(
             f"{repeated} of {len(x)} rows repeat an earlier row exactly; copies stay in one part of the split"
+        )
+    if repeated > 0.5 * len(x) and not isinstance(space, Tokens):
+        warnings.append(
+            f"only {len(first)} of {len(x)} rows are distinct: as copies stay together, validation and holdout "
+            "hold rows that training never saw, and likelihoods say how a model generalises to those"
         )
     if near.found > 0.01 * near.searched:
         share = 100 * near.found / near.searched
