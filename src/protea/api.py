@@ -162,8 +162,9 @@ class Run:
         order = torch.argsort(torch.cat([p.ids for p in parts]))[:n]
         scores = self.score_rows(torch.cat([p.x for p in parts])[order], draws=draws, seed=seed)
         return {
-            "run": str(self.path), "data": str(data), "n": len(order), "unit": scores.unit, "exactness": scores.exactness,
-            "mean": float(scores.values.mean()), "draws": draws if scores.exactness == "bound" else None,
+            "run": str(self.path), "data": str(data), "n": len(order),
+            "run": str(self.path), "data": str(data), "n": len(order), "mean": float(scores.values.mean()),
+            "unit": scores.unit, "exactness": scores.exactness, "draws": draws if scores.exactness == "bound" else None,
             "nats": scores.nats.tolist(), "values": scores.values.tolist(),
         }  # fmt: skip
 
@@ -216,7 +217,7 @@ def fit(
         if begun != budget.to_json():
             raise ConfigError(
                 f"{path} was begun with the budget {_words(begun)}, not {_words(budget.to_json())}.",
-                f"Give it more with: protea resume {path} --budget {_words(budget.to_json())}; or choose another --out.",
+                f"Give it more: protea resume {path} --budget {_words(budget.to_json())}, or choose another --out.",
             )
     else:
         disk.write_json(path / "data.json", _how(dataset, data, opening))

@@ -32,9 +32,10 @@ def row(name: str, kind: str = "model", rank: Any = None, accuracy: float = 0.6,
         "name": name, "kind": kind, "family": "flow" if kind == "model" else "null", "rank": rank,
         "likelihood": {"value": 2.3, "low": 2.2, "high": 2.4, "unit": "bits per dimension", "exactness": "bound"},
         "metrics": {"c2st_accuracy": figure(accuracy), "recall": figure(0.8), "copies": figure(0.01, 0.005)},
-        "audit": {"flagged": False, "exact_train": 0, "expected": 0.01},
+        "audit": {"passed": True, "exact_copies": 0, "expected": 0.01},
         "cost": {"fit_s": 12.0, "samples_per_s": 1000.0, "parameters": 12345, "peak_mb": 400.0},
-        "verdict": "good", "run": None, "reproduce": f"protea fit {name} digits" if kind == "model" else None, **changes,
+        "verdict": "good: hard to tell from real", "run": None,
+        "reproduce": f"protea fit {name} digits" if kind == "model" else None, **changes,
     }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def example() -> dict[str, Any]:
         row("wgan", rank=[3, 3], accuracy=0.9, likelihood=None, verdict="collapsing: 3 of 10 modes"),
         row("broken", metrics={}, audit={}, likelihood=None, verdict="failed: the loss is not finite"),
         row("shuffled marginals", "null", accuracy=0.97),
-        row("copy of the training set", "null", accuracy=0.5, audit={"flagged": True, "exact_train": 270}),
+        row("copy of the training set", "null", accuracy=0.5, audit={"passed": False, "exact_copies": 270}),
     )
 
 
@@ -155,7 +156,7 @@ def test_the_page_makes_no_request(example: dict[str, Any]) -> None:
 def test_the_page_answers_the_three_questions(example: dict[str, Any]) -> None:
     text = page(example)[0].text
     assert "Shares first place with vae: their intervals overlap" in text
-    assert "tells spline-flow from real data 58% of the time" in text
+    assert "Is it any good? Good Hard to tell from real." in text
     assert "No copying found" in text
     assert "failed: the loss is not finite".capitalize() in text
     assert "Collapsing: 3 of 10 modes" in text and "fails the audit" in text
@@ -260,7 +261,8 @@ def test_ticks_are_round_and_inside(low: float, high: float, log: bool) -> None:
 @pytest.mark.parametrize(
     "verdict, tone",
     [("collapsing: 3 of 8 modes", "bad"), ("memorises: 12 % of samples", "bad"),
-     ("budget-limited: still improving", "warn"), ("indistinguishable from real", "good"), ("failed: out of memory", "bad"), ("something new", "plain")],
+     ("budget-limited: still improving", "warn"), ("good: indistinguishable from real; budget-limited: more", "good"),
+     ("memorises: 9 %; good: indistinguishable", "bad"), ("failed: out of memory", "bad"), ("something new", "plain")],
 )  # fmt: skip
 def test_the_colour_of_a_verdict(verdict: str, tone: str) -> None:
     assert report_view.tone(verdict) == tone

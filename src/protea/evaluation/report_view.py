@@ -25,11 +25,11 @@ def _metrics() -> dict[str, Metric]:
 
 
 METRICS = _metrics()
-LEADING = {  # beside the ranking figure, in this order, where they were measured
-    "image": ("frechet", "precision", "recall", "coverage"),
-    "vector": ("mmd", "sliced_wasserstein", "coverage"),
-    "table": ("tstr_accuracy", "column_error", "association_error"),
-    "tokens": ("ngram_bits_per_byte", "self_bleu", "distinct_2", "distinct_n"),
+LEADING = {  # beside the ranking figure, the first three of these that were measured
+    "image": ("c2st_accuracy", "frechet", "coverage"),
+    "vector": ("c2st_accuracy", "mmd", "coverage"),
+    "table": ("c2st_accuracy", "tstr_accuracy", "tstr_r2", "association_error"),
+    "tokens": ("c2st_accuracy", "bits_per_byte_ngram", "distinct_n"),
 }
 EXACTNESS = {
     "exact": ("=", "exact", "This model computes its likelihood exactly."),
@@ -90,7 +90,7 @@ def build(document: dict[str, Any], exhibits: dict[str, dict[str, Any]], real: d
         "environment": document["environment"],
         "title": data["name"],
         "lede": lede(document, models),
-        "answers": answers(document, models, ranked),
+        "answers": answers(models),
         "ranked": ranked,
         "leading": leading,
         "metrics": {n: METRICS.get(n, Metric(n.replace("_", " "), "none", "")) for n in names},
@@ -117,7 +117,18 @@ def metric_names(rows: Sequence[dict[str, Any]], space: str, ranked: str) -> lis
 def sort_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The ceiling, models by rank, failures, and the other null rows."""
     ceiling = null_rows(rows).get("ceiling")
-    return sorted(rows, key=lambda r: (r is not ceiling, r["kind"] == "null", r["rank"] or [math.inf, math.inf]))
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        gap = row["metrics"].get("gap") or row["metrics"].get("c2st_accuracy") or {}
+        value = gap.get("value")
+        return (
+            row is not ceiling,
+            row["kind"] == "null",
+            *(row["rank"] or (math.inf, math.inf)),
+            math.inf if value is None else value,
+        )
+
+    return sorted(rows, key=place)
 
 
 def lede(document: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
@@ -135,10 +146,9 @@ def lede(document: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
     return f"{words}. {seen}"
 
 
-def answers(document: dict[str, Any], models: Sequence[dict[str, Any]], ranked: str) -> list[dict[str, str]]:
+def answers(models: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """The three questions a user comes with, answered from the rows."""
-    placed = [m for m in models if m["rank"]]
-    first = [m for m in placed if m["rank"][0] == 1]
+    first = [m for m in sort_rows(models) if m["rank"] and m["rank"][0] == 1]
     if not first:
         none = {"answer": "None yet", "detail": "No model finished; the table says why."}
         return [{"question": "Which model?", "tone": "bad", **none}]
@@ -155,42 +165,35 @@ def answers(document: dict[str, Any], models: Sequence[dict[str, Any]], ranked: 
         }
     return [
         {"question": "Which model?", "tone": "plain", **which},
-        {"question": "Is it any good?", **quality(document, best, ranked)},
+        {"question": "Is it any good?", **quality(best)},
         {"question": "May it be released?", **release(best)},
     ]
 
 
-def quality(document: dict[str, Any], best: dict[str, Any], ranked: str) -> dict[str, str]:
-    """The best model between floor and ceiling."""
-    figure = best["metrics"].get(ranked)
-    nulls = {n: r["metrics"].get(ranked) for n, r in null_rows(document["rows"]).items()}
-    parts = []
+def quality(best: dict[str, Any]) -> dict[str, str]:
+    """The best model between floor and ceiling, in the verdict's words."""
+    head, _, rest = best["verdict"].partition(":")
+    said = [f"{sentence(rest.strip())}."] if rest.strip() else []
+    figure = best["metrics"].get("gap")
     if figure and figure["value"] is not None:
-        if ranked == "c2st_accuracy":
-            parts.append(
-                f"A classifier tells {best['name']} from real data {figure['value']:.0%} of the time (50 % is a guess)."
-            )
-        else:
-            parts.append(f"{title(ranked)}: {number(figure['value'])}.")
-        marks = [(w, nulls.get(k)) for k, w in (("ceiling", "real data score"), ("floor", "shuffled columns"))]
-        known = [f"{w} {number(f['value'])}" for w, f in marks if f and f["value"] is not None]
-        if known:
-            parts.append(f"On the same scale {' and '.join(known)}.")
-    verdict = best["verdict"] or "No verdict"
-    return {"tone": tone(verdict), "answer": sentence(verdict), "detail": " ".join(parts)}
+        said.append(
+            f"On a scale from 0 (real held-out data) to 1 (shuffled columns), {best['name']} stands at "
+            f"{number(figure['value'])} ({interval_text(figure)})."
+        )
+    return {"tone": tone(best["verdict"]), "answer": sentence(head) or "No verdict", "detail": " ".join(said)}
 
 
 def release(best: dict[str, Any]) -> dict[str, str]:
     """The copy audit of the best model."""
     audit = best["audit"]
     copies = best["metrics"].get("copies")
-    passed = None if "flagged" not in audit else not audit["flagged"]
+    passed = audit.get("passed")
     facts = []
     if copies and copies["value"] is not None:
         expected = audit.get("expected")
         usual = f" ({expected:.0%} is expected by chance)" if isinstance(expected, float) else ""
         facts.append(f"{copies['value']:.1%} of its samples lie suspiciously close to a training row{usual}.")
-    exact = audit.get("exact_train")
+    exact = audit.get("exact_copies")
     if isinstance(exact, int):
         facts.append(
             f"{exact:,} exact cop{'ies' if exact != 1 else 'y'} of training rows."
@@ -230,7 +233,7 @@ def board_row(
             (k, r["metrics"][ranked]["value"]) for k, r in nulls.items() if k != "copier" and ranked in r["metrics"]
         ]
         ends = [v for f in shown for v in (f["value"], f["low"], f["high"]) if v is not None]
-        domain = (0.45, 1.0) if ranked == "c2st_accuracy" else charts.span(ends)
+        domain = (0.45, 1.0) if ranked == "c2st_accuracy" else charts.span([*ends, 0.0])
         low, high = (figure[k] if figure[k] is not None else math.nan for k in ("low", "high"))
         drawing = charts.interval(figure["value"], low, high, domain, [(k, v) for k, v in marks if v is not None])
     return {
@@ -241,7 +244,7 @@ def board_row(
         "interval": drawing,
         "leading": [row["metrics"].get(n) for n in leading],
         "copies": row["metrics"].get("copies"),
-        "flagged": row["audit"].get("flagged"),
+        "passed": row["audit"].get("passed"),
         "exactness": EXACTNESS[row["likelihood"]["exactness"]] if row["likelihood"] else None,
         "tone": tone(row["verdict"]),
         "verdict": sentence(row["verdict"]),
@@ -285,20 +288,19 @@ def duration(seconds: float) -> str:
     )
 
 
-BAD = ("failed", "memoris", "collaps", "copies", "copier", "diverge", "poor", "fails")
-WARN = ("budget", "limited", "improving", "overfit", "misses", "under", "drifts", "weak", "fair", "distinguish", "blur")
-GOOD = ("good", "sound", "excellent", "close", "indistinguish", "ceiling", "honest", "matches")
+TONES = {
+    "good": "good", "ceiling": "good", "fair": "warn", "budget-limited": "warn",
+    "poor": "bad", "memorises": "bad", "collapsing": "bad", "failed": "bad",
+}  # fmt: skip
 
 
 def tone(verdict: str) -> str:
-    """The colour of a verdict: what is wrong weighs more than what is right."""
-    words = verdict.lower()
-    if any(w in words for w in GOOD[4:5]):
-        return "good"
-    for name, cues in (("bad", BAD), ("warn", WARN), ("good", GOOD)):
-        if any(w in words for w in cues):
-            return name
-    return "plain"
+    """The colour of a verdict, from the word it begins with: the worst finding comes first.
+
+    >>> tone("memorises: 12 % of samples; good: indistinguishable"), tone("floor")
+    ('bad', 'plain')
+    """
+    return TONES.get(verdict.partition(":")[0].strip().lower(), "plain")
 
 
 def sentence(text: str) -> str:
@@ -408,7 +410,7 @@ def pairs(rows: Sequence[dict[str, Any]], exhibits: dict[str, dict[str, Any]]) -
     for row in sort_rows(rows):
         shown = exhibits.get(row["name"], {}).get("pairs") or []
         if shown:
-            found.append({"row": row, "pairs": shown[:4], "flagged": row["audit"].get("flagged")})
+            found.append({"row": row, "pairs": shown[:4], "passed": row["audit"].get("passed")})
     return found
 
 

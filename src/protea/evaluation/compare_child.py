@@ -1,0 +1,150 @@
+"""Train one model in a process of its own, by the very command a user would type.
+
+A crash, a leak or an out-of-memory kill then costs one row of the comparison and nothing else, and the peak memory of
+the row is that of its process (`wait4`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+POLL = 0.2  # seconds between looks at the child
+PATIENCE = 120.0  # seconds beyond thrice its budget before a child that does not stop is ended
+
+Watch = Callable[[float, Mapping[str, Any]], None]  # (seconds since it started, newest figures)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the child ended: None or the reason of its failure, its peak memory, its whole duration."""
+
+    failed: str | None
+    peak_mb: float | None
+    seconds: float
+
+
+def fit_arguments(
+    model: str, data: str, *, budget: str, seed: int, out: Path, opening: Mapping[str, Any] | None = None
+) -> list[str]:
+    """What follows `protea`: the arguments that train this row.
+
+    >>> " ".join(fit_arguments("gmm", "iris", budget="5s", seed=0, out=Path("r/gmm"), opening={"target": "species"}))
+    'fit gmm iris --budget 5s --seed 0 --out r/gmm --target species'
+    """
+    words = ["fit", model, data, "--budget", budget, "--seed", str(seed), "--out", str(out)]
+    for key, value in (opening or {}).items():
+        if value is None:
+            continue
+        if key == "target":
+            words += ["--target", str(value)]
+        else:
+            words += ["--option", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command as a user types it."""
+    return shlex.join(["protea", *arguments])
+
+
+def train(
+    arguments: Sequence[str], run: Path, log: Path, *, seconds: float | None, watch: Watch | None = None
+) -> Ended:
+    """Run `protea` with these arguments and wait.
+
+    Args:
+        arguments: from `fit_arguments`.
+        run: its run folder, whose metrics.jsonl is followed.
+        log: where its words go.
+        seconds: its budget, where that is a time.
+        watch: told of progress.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    follow = Tail(run / "metrics.jsonl")
+    with open(log, "w", encoding="utf-8") as words:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "protea.cli", *arguments], stdin=subprocess.DEVNULL, stdout=words, stderr=words
+        )
+        try:
+            status, peak_mb = _wait(child, began, None if seconds is None else 3 * seconds + PATIENCE, follow, watch)
+        except BaseException:  # an interrupt reaches the child too: give it time to keep its checkpoint
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            raise
+    return Ended(_reason(status, log), peak_mb, time.perf_counter() - began)
+
+
+class Tail:
+    """The newest whole line of a growing file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.place = path, path.stat().st_size if path.exists() else 0
+
+    def newest(self) -> dict[str, Any] | None:
+        """The last object written since the last look, or None."""
+        try:
+            size = self.path.stat().st_size
+            if size <= self.place:
+                return None
+            with open(self.path, "rb") as file:
+                file.seek(max(self.place, size - 65536))
+                lines = file.read().split(b"\n")
+            self.place = size - len(lines[-1])
+            found = next((line for line in reversed(lines[:-1]) if line), None)
+            value = json.loads(found) if found else None
+            return value if isinstance(value, dict) else None
+        except (OSError, ValueError):
+            return None
+
+
+def _wait(
+    child: subprocess.Popen[bytes], began: float, limit: float | None, follow: Tail, watch: Watch | None
+) -> tuple[int, float | None]:
+    """(exit status, negative for a signal; peak memory in MB where the system tells)."""
+    has_usage = hasattr(os, "wait4")
+    figures: dict[str, Any] = {}
+    while True:
+        if has_usage:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                child.returncode = os.waitstatus_to_exitcode(status)
+                kilo = 1024 if sys.platform == "darwin" else 1  # kilobytes on Linux, bytes on macOS
+                return child.returncode, usage.ru_maxrss / kilo / 1024
+        elif (status := child.poll()) is not None:
+            return status, None
+        spent = time.perf_counter() - began
+        if limit is not None and spent > limit:
+            child.kill()
+            limit = None
+        if watch is not None:
+            figures |= follow.newest() or {}
+            watch(spent, figures)
+        time.sleep(POLL)
+
+
+def _reason(status: int, log: Path) -> str | None:
+    """Why it failed, in one line: the cause it printed, or the signal that ended it."""
+    if status == 0:
+        return None
+    if status == 130 or status == -signal.SIGINT:
+        raise KeyboardInterrupt
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = next((line for line in lines if line.startswith("Error: ")), lines[-1] if lines else f"exit code {status}")
+    return told.removeprefix("Error: ").rstrip(".")[:200]
