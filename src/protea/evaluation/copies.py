@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protea.evaluation.diversity import repeated
+from protea.evaluation.diversity import repeated, row_keys
 from protea.evaluation.figure import REPLICATES, Figure, mean_figure
 from protea.rng import permutation
 
@@ -33,7 +33,16 @@ ALPHA = 0.01  # false-alarm rate
 NEIGHBOURS = 64
 MOST_NULL = 500  # real rows of each kind from which the threshold is read
 DEPTH = 5.0  # a sample counts at most this much: exact copies do not drown near ones
-PERMUTATIONS = 499
+PERMUTATIONS = 199
+
+
+def equal_to_any(samples: Tensor, rows: Tensor) -> Tensor:
+    """(n,) whether a sample (n, *event) equals one of the rows exactly (NaN equals NaN).
+
+    >>> equal_to_any(torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [3.0]])).tolist()
+    [False, True]
+    """
+    return torch.from_numpy(np.isin(row_keys(samples), row_keys(rows)))
 
 
 class Pair(NamedTuple):

@@ -47,15 +47,20 @@ def vendi(
     return Figure(value, low, high, describe(protocol, replicates, "recentred", similarity="cosine"))
 
 
+def row_keys(x: Tensor) -> np.ndarray:
+    """(n,) the bytes of each row (n, *event), equal where rows are equal (NaN equals NaN, -0 equals 0)."""
+    flat = torch.nan_to_num(x.detach().cpu().reshape(len(x), -1).double(), nan=9.87654321e300) + 0.0
+    rows = np.ascontiguousarray(flat.numpy())
+    return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
+
+
 def repeated(x: Tensor) -> Tensor:
-    """(n,) whether a row equals an earlier one (NaN equals NaN).
+    """(n,) whether a row equals an earlier one.
 
     >>> repeated(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])).tolist()
     [False, False, True]
     """
-    flat = torch.nan_to_num(x.detach().cpu().reshape(len(x), -1).double(), nan=9.87654321e300) + 0.0  # -0 is 0
-    rows = np.ascontiguousarray(flat.numpy())
-    _, first = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))), return_index=True)
+    _, first = np.unique(row_keys(x), return_index=True)
     again = torch.ones(len(x), dtype=torch.bool)
     again[torch.from_numpy(first)] = False
     return again

@@ -59,6 +59,11 @@ def digest(*tensors: Tensor) -> str:
     return h.hexdigest()[:16]
 
 
+def digest_of(*parts: Features) -> str:
+    """The hash of several features side by side."""
+    return hashlib.sha256("+".join(p.hash for p in parts).encode()).hexdigest()[:16]
+
+
 def raw(space: Space, train: Tensor) -> Features:
     """Standardised `space.features`. Columns of 0 and 1 (one-hot) keep their scale: rare levels stay small."""
     x = space.features(train).double()
@@ -148,6 +153,15 @@ def random_conv(space: Space, train: Tensor, seed: int = 0, width: int = 32) -> 
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     base = Features("random-conv", digest(*weights, mean, std), lambda rows: (responses(rows) - mean) / std)
     return pca(base, train, name="random-conv")
+
+
+def image_view(space: Space, train: Tensor, most_pixels: int = 1024) -> Features:
+    """What a linear classifier should see of images: texture by random convolutions beside the pixels themselves."""
+    texture, pixels = random_conv(space, train), raw(space, train)
+    if math.prod(space.event) > most_pixels:
+        pixels = pca(pixels, train)
+    name = f"{texture.name} + {'pixels' if pixels.name == 'raw' else 'pca'}"
+    return Features(name, digest_of(texture, pixels), lambda rows: torch.cat((texture(rows), pixels(rows)), 1))
 
 
 class Probe(nn.Module):

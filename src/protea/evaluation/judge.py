@@ -22,13 +22,14 @@ from torch import Tensor
 from protea.core import Model
 from protea.data.dataset import Dataset
 from protea.errors import DataError
-from protea.evaluation.copies import copies
+from protea.evaluation.copies import copies, equal_to_any
 from protea.evaluation.coverage import prdc
 from protea.evaluation.diversity import duplicates, modes_covered, vendi
 from protea.evaluation.features import (
     Features,
     classifier,
     grams,
+    image_view,
     pca,
     random_conv,
     raw,
@@ -45,7 +46,7 @@ from protea.rng import Streams, fold, permutation
 from protea.space import Rows
 
 MOST_REAL = 2000  # held-out rows compared
-MOST_TRAIN = 20_000  # training rows searched for copies
+MOST_TRAIN = 40_000  # training rows searched for near copies; exact ones are looked for in all
 WIDE = 128  # raw features beyond are reduced to their principal components
 SAMPLES = {"vector": 2000, "table": 5000, "image": 1000, "tokens": 500}  # generated for one judgement
 MODES = 8
@@ -161,7 +162,7 @@ class Judge:
         if self.kind in ("vector", "table"):
             return table_view(self.space, self.train.x), "trees"
         if self.kind == "image":
-            return random_conv(self.space, self.train.x), "linear"
+            return image_view(self.space, self.train.x), "linear"
         return raw(self.space, self.train.x), "linear"
 
     @cached_property
@@ -273,6 +274,9 @@ class Judge:
             f(self.dataset.validation.x[:MOST_REAL]), facts, **self._options,
         )  # fmt: skip
         audit = found.to_json()
+        audit["exact_copies"] = int(equal_to_any(samples, self.dataset.train.x).sum())
+        audit["exact_holdout"] = int(equal_to_any(samples, self.dataset.holdout.x).sum())
+        audit["judged"] = len(samples)
         ids, held = self.train.ids, self.dataset.holdout.ids
         for pair in audit["pairs"]:  # row numbers of the source
             pair["train_row"] = int(ids[pair["train"]])

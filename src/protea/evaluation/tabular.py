@@ -130,17 +130,21 @@ def _classify(
         score = model.predict_proba(b)[:, -1]
     found = {"accuracy": mean_figure(torch.from_numpy(said == s), facts, seed=seed, replicates=replicates)}
     if len(np.unique(s)) == 2:
-        positive = s == s.max()
-        weights = resample_weights(len(s), min(replicates, 100), seed, "auc").numpy()
-        auc = torch.tensor([roc_auc_score(positive, score, sample_weight=w) for w in weights if _both(positive, w)])
-        value = float(roc_auc_score(positive, score))
-        low, high = recentred_interval(value, auc, floor=0.0, ceiling=1.0) if len(auc) else (0.0, 1.0)
-        found["auc"] = Figure(value, low, high, describe(facts, len(weights), "recentred"))
+        w = resample_weights(len(s), replicates, seed, "auc")
+        w = torch.cat((torch.ones(1, len(s), dtype=torch.float64), w))
+        auc = _auc(torch.from_numpy(score), torch.from_numpy(s == s.max()), w)
+        low, high = recentred_interval(float(auc[0]), auc[1:].nan_to_num(float(auc[0])), floor=0.0, ceiling=1.0)
+        found["auc"] = Figure(float(auc[0]), low, high, describe(facts, replicates, "recentred"))
     return found
 
 
-def _both(positive: np.ndarray, w: np.ndarray) -> bool:
-    return bool(w[positive].sum() > 0 and w[~positive].sum() > 0)
+def _auc(score: Tensor, positive: Tensor, w: Tensor) -> Tensor:
+    """Areas (R,) under the ROC curve for weights (R, m): P(score of a positive > of a negative) + half of ties."""
+    values, group = torch.unique(score, return_inverse=True)
+    zero = torch.zeros(len(w), len(values), dtype=torch.float64)
+    up = zero.index_add(1, group[positive], w[:, positive])
+    down = zero.index_add(1, group[~positive], w[:, ~positive])
+    return (up * (down.cumsum(1) - down / 2)).sum(1) / (up.sum(1) * down.sum(1))
 
 
 def _regress(
