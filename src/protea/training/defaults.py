@@ -94,8 +94,8 @@ def _diffusion(model: Model, *, budget: Budget | None = None, seed: int = 0, **o
 
 @default_learner.register
 def _transformer(model: Transformer, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    """AdamW at 6e-3 for a width of 64, falling with its square root; 16 tokens of a step for each unit of width."""
+    """AdamW at 6e-3 for a width of 64, falling with its square root; 8 tokens of a step for each unit of width."""
     width, length = model.net.embed.embedding_dim, model.space.event[0]
     parts = {"optimizer": adamw(6e-3 * (64 / width) ** 0.5, weight_decay=0.1, betas=(0.9, 0.95)),
-             "batch_size": max(2, min(16 * width, 8192) // length)}  # fmt: skip
+             "batch_size": max(2, min(8 * width, 8192) // length)}  # fmt: skip
     return Gradient(model, [Phase("nll", list(model.parameters()), token_nll(model))], **(parts | options))

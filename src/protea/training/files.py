@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except Exception as error:  # safetensors wraps the operating system's errors in its own
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             reason = getattr(error, "strerror", None) or error
             raise CheckpointError(
