@@ -162,7 +162,6 @@ class Run:
         order = torch.argsort(torch.cat([p.ids for p in parts]))[:n]
         scores = self.score_rows(torch.cat([p.x for p in parts])[order], draws=draws, seed=seed)
         return {
-            "run": str(self.path), "data": str(data), "n": len(order),
             "run": str(self.path), "data": str(data), "n": len(order), "mean": float(scores.values.mean()),
             "unit": scores.unit, "exactness": scores.exactness, "draws": draws if scores.exactness == "bound" else None,
             "nats": scores.nats.tolist(), "values": scores.values.tolist(),

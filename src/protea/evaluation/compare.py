@@ -187,7 +187,7 @@ class _Table:
         self.rows: list[dict[str, Any]] = []
 
     def exhibit_real(self) -> None:
-        shown = show(self.dataset.space, self.dataset.holdout.x, self.plane)
+        shown = show(self.dataset.space, self.dataset.train.x, self.plane)
         write_exhibit(self.folder, "real", {"samples": shown, "preflight": self.dataset.preflight.to_json()})
 
     def judge_nulls(self) -> None:

@@ -43,7 +43,7 @@ class Likelihood:
 def class_prior(model: Model) -> Tensor | None:
     """The label frequencies a conditional model keeps, or None for an unconditional one."""
     for name, buffer in model.named_buffers():
-        if name.rpartition(".")[2] == "class_prior" and buffer.numel():
+        if name.rpartition(".")[2] == "class_prior" and buffer.numel() and model.space.classes:
             return buffer.detach().cpu().double()
     return None
 

@@ -34,7 +34,11 @@ class Axis:
         """Round values that a person would choose."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [m * 10.0**p for p in powers for m in ((1, 2, 5) if len(powers) < 4 else (1,))]
+            values = [
+                m * 10.0**p
+                for p in powers
+                for m in ((1, 1.5, 2, 3, 5, 7) if len(powers) < 3 else (1, 2, 5) if len(powers) < 4 else (1,))
+            ]
         else:
             raw = (self.high - self.low) / max(count, 1) or 1.0
             power = 10.0 ** math.floor(math.log10(raw))

@@ -155,7 +155,9 @@ def answers(models: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     best = first[0]
     names = [m["name"] for m in first]
     if len(first) == 1:
-        which = {"answer": best["name"], "detail": "Its interval lies clear of every other model's."}
+        alone = sum(m["rank"] is not None for m in models) == 1
+        why = "The only model that was ranked." if alone else "Its interval lies clear of every other model's."
+        which = {"answer": best["name"], "detail": why}
     else:
         cheapest = min(first, key=lambda m: m["cost"]["fit_s"] if m["cost"]["fit_s"] is not None else math.inf)
         which = {
