@@ -39,6 +39,17 @@ def test_fit_counts_every_row_once():
     assert model.log_prob(x).mean() > -10 * math.log(4)
 
 
+def test_a_saved_run_loads_with_the_counts_it_found(tmp_path: Path):
+    from protea.training.run import create_run, load_model, save_model
+
+    run = create_run(tmp_path / "run", model_name="ngram", config=NGramConfig(3), space=SPACE, data={"fingerprint": ""})
+    save_model(run, counted())
+    again = load_model(run)
+    assert isinstance(again, NGram)
+    assert torch.equal(again.log_prob(texts()), counted().log_prob(texts()))
+    assert torch.equal(again.sample(3), counted().sample(3))
+
+
 def test_statistics_of_half_an_epoch_survive_a_file(tmp_path: Path):
     from protea.training.checkpoint import read_tensors, write_tensors
 

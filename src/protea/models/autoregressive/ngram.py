@@ -203,8 +203,8 @@ class NGram(Normalised, NextToken, Countable):
         return p.log().reshape(*tokens.shape, -1)
 
     def new_cache(self, batch: int, length: int) -> History:
-        tokens = torch.full((batch, self.config.order - 1), self.begin, device=self.levels[0].keys.device)
-        return History(tokens)
+        device = next(self.buffers()).device
+        return History(torch.full((batch, self.config.order - 1), self.begin, device=device))
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
         refuse_labels(cond)
