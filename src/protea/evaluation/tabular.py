@@ -120,7 +120,6 @@ def _classify(
     options: dict[str, Any], facts: dict[str, Any], seed: int, replicates: int,
 ) -> dict[str, Figure]:  # fmt: skip
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.metrics import roc_auc_score
 
     if len(np.unique(t)) < 2:
         said, score = np.full(len(s), t[0] if len(t) else np.nan), np.zeros(len(s))
