@@ -80,8 +80,9 @@ def _wgan(model: WGAN, *, budget: Budget | None = None, seed: int = 0, **options
         Phase("critic", model.critic_parameters(), critic_loss(model)),
         Phase("generator", model.generator_parameters(), generator_loss(model), every=model.n_critic),
     ]
-    parts = {"optimizer": adamw(model.learning_rate, weight_decay=0.0, betas=(0.0, 0.9)), "clip": None,
-             "schedule": warmup_cosine(floor=0.1)}  # fmt: skip
+    rates = {"critic": model.critic_rate, "generator": model.generator_rate}
+    adam = {name: adamw(rate, weight_decay=0.0, betas=(0.0, 0.9)) for name, rate in rates.items()}
+    parts = {"optimizer": adam, "clip": None, "schedule": warmup_cosine(floor=0.1), "batch_size": 64}
     return Gradient(model, phases, **(parts | options))
 
 
