@@ -1,4 +1,4 @@
-"""EM never lowers the likelihood, at any step, whatever the data: repeats, constant columns, fewer rows than components."""
+"""EM never lowers the likelihood, at any step: repeated rows, constant columns, fewer rows than components."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_shift_of_the_data_changes_nothing_but_the_means(kind: str):
 
 
 def test_floor_is_the_constrained_maximiser():
-    """Among covariances above the floor, none has a greater Gaussian likelihood than the one with clipped eigenvalues."""
+    """Among covariances above the floor, none is likelier than the one with clipped eigenvalues."""
     rng = np.random.default_rng(0)
     a = rng.normal(size=(4, 2))
     scatter = torch.from_numpy(a @ a.T)  # rank two: the maximum lies on the boundary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def test_a_real_field_is_a_density():
     model = learn(Marginals(Vector(("a",)), bins=20, smoothing=0.5), z)
     edges = model.edges[0]
     grid = torch.cat([torch.linspace(0, 1, 401, dtype=torch.float64)[:-1] * (b - a) + a + (b - a) / 800
-                      for a, b in zip(edges[:-1], edges[1:])])  # fmt: skip
+                      for a, b in pairwise(edges)])  # fmt: skip
     inside = float((model.log_prob(grid[:, None]).exp().reshape(20, 400).mean(1) * edges.diff()).sum())
     tail = 0.5 / (500 + 0.5 * 22)
     assert inside == pytest.approx(1 - 2 * tail, rel=1e-9)

@@ -39,7 +39,8 @@ def test_same_start_same_iterates(kind: str, evidence):
     cov = covariances(model)
     start = mixture.GaussianMixture(
         3, covariance_type=kind, tol=0, max_iter=10, reg_covar=0.0, weights_init=model.log_weights[0].exp().numpy(),
-        means_init=model.means[0].numpy().copy(), precisions_init=np.linalg.inv(cov) if cov.ndim > 2 or kind == "tied" else 1 / cov,
+        means_init=model.means[0].numpy().copy(),
+        precisions_init=np.linalg.inv(cov) if kind in ("full", "tied") else 1 / cov,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten steps do not converge, on purpose

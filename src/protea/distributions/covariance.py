@@ -170,7 +170,7 @@ class Tied(Covariance):
     def quad(self, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
         both = torch.linalg.solve_triangular(scale, torch.cat((x, means)).T, upper=False).T
         y, m = both[: len(x)], both[len(x) :]
-        return torch.stack([(y - row).square().sum(1) for row in m], 1)
+        return (y * y).sum(1, keepdim=True) - 2 * y @ m.T + (m * m).sum(1)
 
     def half_log_det(self, scale: Tensor, d: int) -> Tensor:
         return scale.diagonal().log().sum().expand(1)

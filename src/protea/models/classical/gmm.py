@@ -312,32 +312,33 @@ def build(space: Space, config: GMMConfig) -> Model:
 def suggest(space: Space, rows: Rows, seconds: float) -> GMMConfig:
     """k and the covariance of lowest BIC after a few EM steps on a subsample, k = 1, 2, 4 ... while BIC falls.
 
-    Searches for at most a tenth of the budget. Full covariances are tried up to 100 dimensions and a tied one up to
-    1,024; beyond that diagonal ones are all that is affordable.
+    Searches for at most a tenth of the budget, shared by the kinds of covariance. A tied one is tried up to 1,024
+    dimensions and full ones up to 100; beyond that diagonal ones are all that is affordable.
     """
-    stop = perf_counter() + 0.1 * seconds
+    now, classes = perf_counter(), len(space.classes)
     relaxation = relaxation_for(space)
     rows = rows[permutation(len(rows), 0, "gmm suggest")[:20_000]]
     relaxation.fit(rows.x)
     v, _ = relaxation.lift(rows.x, Streams(0, rows.ids))
-    lifted = Rows(v, rows.y if space.classes else None, rows.ids)
-    d = v[0].numel() if len(v) else 1
+    lifted = Rows(v, rows.y if classes else None, rows.ids)
+    d = math.prod(relaxation.event)
     kinds = ["diag"] + ["tied"] * (d <= 1024) + ["full"] * (d <= 100)
     best, lowest = GMMConfig(k=1, covariance="diag"), math.inf
-    for kind in reversed(kinds):
-        falling, previous, k = True, math.inf, 1
-        while falling and k * max(len(space.classes), 1) <= max(1, len(v) // 2) and k <= 256:
+    for place, kind in enumerate(kinds, 1):
+        stop = now + 0.1 * seconds * place / len(kinds)
+        k, previous = 1, math.inf
+        while k <= max(1, min(256, len(v) // (2 * max(classes, 1)))):
             config = replace(best, k=k, covariance=kind)
-            bic = _short_fit(config, lifted, len(space.classes), stop)
+            bic = _short_fit(config, lifted, classes, stop)
             if bic < lowest:
                 best, lowest = config, bic
-            falling, previous, k = bic < previous, bic, 2 * k
-            if perf_counter() > stop:
-                return best
+            if bic >= previous or perf_counter() > stop:
+                break
+            k, previous = 2 * k, bic
     return best
 
 
-def _short_fit(config: GMMConfig, rows: Rows, classes: int, stop: float, steps: int = 15) -> float:
+def _short_fit(config: GMMConfig, rows: Rows, classes: int, stop: float, steps: int = 10) -> float:
     model = GaussianMixture(tuple(rows.x.shape[1:]), config.k, config.covariance, classes, config.reg_covar)
     model.initialise(rows)
     for _ in range(steps):
