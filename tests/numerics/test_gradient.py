@@ -127,3 +127,19 @@ def test_a_required_gpu_that_is_absent_is_an_error() -> None:
     with pytest.raises(ConfigError, match="GPU"):
         pick_device("auto", require_gpu=True)
     assert pick_device("auto")[1] == "no CUDA device is visible"
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same() -> None:
+    from protea.training.precision import compiled
+
+    weights = []
+    for prepare in ((), compiled):
+        torch.manual_seed(0)
+        model = Regression()
+        learner = Gradient(model, [Phase("fit", list(model.parameters()), model.loss)], prepare=prepare)
+        for step in range(3):
+            learner.step(batch(step))
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert weights[0].keys() == weights[1].keys(), "names do not change, so that runs open either way"
+    assert max(float((weights[0][n] - weights[1][n]).abs().max()) for n in weights[0]) < 1e-6
