@@ -264,3 +264,9 @@ def test_shakespeare_and_gsm8k(shared_data):
     assert d.space.kind == "tokens"
     with pytest.raises(DataError, match="text='answer'"):
         open_data(shared_data / "math" / "gsm8k_test.jsonl")
+
+
+def test_a_column_in_a_constraint_is_no_identifier():
+    frame = pd.DataFrame({"row": np.arange(200), "next": np.arange(200) + 1 + RNG.integers(0, 3, 200)})
+    said = [{"kind": "inequality", "low": "row", "high": "next"}]
+    assert open_data(frame, constraints=said).space.event == (2,)

@@ -91,7 +91,8 @@ def _inspect(files: list[Path], folder: Path) -> tuple[Counter[tuple[int, int]],
                     bad[file] = f"{picture.width}x{picture.height} pixels, a decompression bomb"
                     continue
                 turned = picture.getexif().get(0x0112, 1) >= 5  # stored on its side
-                sizes[picture.size[::-1] if turned else picture.size] += 1
+                width, height = picture.size
+                sizes[(height, width) if turned else (width, height)] += 1
                 modes.add(picture.mode)
         except Exception as error:  # Pillow raises many kinds for damaged files
             bad[file] = _reason(error)
@@ -117,7 +118,7 @@ def _read(files: list[Path], folder: Path, shape: tuple[int, int], channels: int
                     )
                 picture = picture.convert(MODES[channels])
                 if picture.size != shape[::-1]:
-                    picture = ImageOps.fit(picture, shape[::-1], Pillow.Resampling.LANCZOS)
+                    picture = ImageOps.fit(picture, (shape[1], shape[0]), Pillow.Resampling.LANCZOS)
                 out[i] = np.asarray(picture).reshape(*shape, channels)
         except Exception as error:
             bad[file] = _reason(error)

@@ -16,6 +16,7 @@ import pandas as pd
 from protea.data.dataset import Loaded
 from protea.errors import DataError, MissingExtra, nearest
 from protea.spaces import Table
+from protea.spaces.constraints import parse_constraints
 
 MISSING = ("?", "", "NA", "N/A", "NaN", "nan", "null", "NULL")  # words read as missing values ("None" is a word)
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".json")
@@ -79,7 +80,7 @@ def read_csv(path: Path, delimiter: str | None = None) -> tuple[pd.DataFrame, li
             f"{len(header)}; {len(ragged)} rows are like that.",
             "Quote fields that hold the delimiter.",
         )
-    cells = pd.DataFrame(body, columns=header, dtype=object)
+    cells: Any = pd.DataFrame(body, columns=header, dtype=object)
     notes: dict[str, int] = {}
     frame = pd.DataFrame({name: _column(cells[name], notes) for name in header})
     said = [f"read as missing: {', '.join(f'{word!r} ({count})' for word, count in notes.items())}"] if notes else []
@@ -164,7 +165,7 @@ def _json(path: Path) -> pd.DataFrame:
 
 
 def _records(rows: list[dict[str, Any]], path: Path) -> pd.DataFrame:
-    frame = pd.DataFrame.from_records(rows)
+    frame: Any = pd.DataFrame.from_records(rows)
     nested = [name for name in frame.columns if frame[name].map(lambda v: isinstance(v, (list, dict))).any()]
     if nested:
         raise DataError(
@@ -186,7 +187,7 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 
 def load_table(
-    frame: pd.DataFrame,
+    frame: Any,
     name: str,
     source: str,
     *,
@@ -202,7 +203,7 @@ def load_table(
     """A DataFrame in its space.
 
     Args:
-        frame: the rows.
+        frame: the rows, a DataFrame.
         name, source: for people.
         target: the column to predict.
         space: a known schema to read the rows in, instead of an inferred one.
@@ -228,7 +229,8 @@ def load_table(
         raise DataError(
             f"The columns {empty[:5]} of {source} have no values at all.", f"Leave them out: drop={empty[:5]!r}."
         )
-    spoken = {str(n) for c in constraints or () for n in getattr(c, "names", ())}
+    constraints = parse_constraints(constraints)
+    spoken = {str(n) for c in constraints for n in c.names}
     safe = {*map(str, keep), *map(str, categories), *map(str, ordinals or ()), str(target), *spoken}
     left_out = {c: why for c in frame.columns if str(c) not in safe and (why := _identifier(frame[c]))}
     if len(left_out) == len(frame.columns):

@@ -109,11 +109,12 @@ class Column:
                 )
             out[~gone] = codes[~gone]
             return out
+        seen: Any = series[~gone]
         if self.kind == "datetime":
-            out[~gone] = self._seconds(series[~gone])
+            out[~gone] = self._seconds(seen)
             return self.snap(out)
         try:
-            out[~gone] = pd.to_numeric(series[~gone]).to_numpy(dtype=np.float64)
+            out[~gone] = np.asarray(pd.to_numeric(seen), dtype=np.float64)
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"Column {self.name!r} holds a value that is not a number ({error}).", "Correct it."
@@ -198,7 +199,7 @@ class Column:
             return pd.Series(pd.Categorical.from_codes(codes, categories=index, ordered=self.ordered))
         levels = np.empty(len(self.levels), dtype=object)
         levels[:] = self.levels
-        out = self._objects(levels[codes[~gone]], gone)
+        out = self._objects(levels[codes[~gone]].tolist(), gone)
         if gone.any() and self.dtype.startswith(("float", "Float")):
             return pd.Series(pd.to_numeric(out), dtype=self.dtype)
         return out if self.dtype == "object" else pd.Series(pd.array(out.where(~gone, pd.NA), dtype=self.dtype))

@@ -191,7 +191,7 @@ def combination(constraint: FixedCombinations, values: Values, columns: Mapping[
     key = np.ravel_multi_index(codes, sizes)
     known = np.ravel_multi_index(list(allowed_codes(constraint, columns).T + 1), sizes)
     order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known[order], key), len(known) - 1)
+    place = np.minimum(np.searchsorted(known[order], key), len(order) - 1)
     return np.where(known[order][place] == key, order[place], -1)
 
 

@@ -59,7 +59,7 @@ def infer_column(
         raise DataError(f"The column label {name!r} is not text.", "Name the columns by strings.")
     if len(series) == 0 or bool(gone.all()):
         raise DataError(f"Column {name!r} has no values at all.", f"Leave it out: drop=[{name!r}].")
-    seen = series[~gone]
+    seen: Any = series[~gone]
     if ordinal is not None:
         return _coded(seen, "ordinal", missing, tuple(ordinal))
     if isinstance(series.dtype, pd.CategoricalDtype):
@@ -80,7 +80,7 @@ def infer_column(
     if content == "boolean":
         return Column(name, "boolean", dtype, (False, True), missing=missing)
     if content in ("date", "datetime") and dtype == "object":
-        return _datetime(pd.to_datetime(seen), dtype, missing, "date" if content == "date" else "")
+        return _datetime(pd.Series(pd.to_datetime(seen)), dtype, missing, "date" if content == "date" else "")
     numeric = pd.api.types.is_numeric_dtype(series.dtype) or content in ("integer", "floating", "mixed-integer-float")
     if numeric and not category:
         found = _numeric(seen, dtype, missing)
@@ -122,7 +122,7 @@ def _numeric(seen: pd.Series, dtype: str, missing: bool) -> Column | None:
     return Column(seen.name, "real", dtype, missing=missing)
 
 
-def _datetime(seen: pd.Series, dtype: str, missing: bool, text: str = "") -> Column:
+def _datetime(seen: Any, dtype: str, missing: bool, text: str = "") -> Column:
     micro = microseconds(seen)
     tick = next(t for t in _TICKS if (micro % t == 0).all())
     return Column(seen.name, "datetime", dtype, step=tick / 1e6, missing=missing, text=text)

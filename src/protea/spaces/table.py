@@ -74,7 +74,7 @@ class Table(Space):
     @classmethod
     def infer(
         cls,
-        frame: pd.DataFrame,
+        frame: Any,
         target: Any = None,
         *,
         ordinals: Mapping[Any, Sequence[Any]] | None = None,
@@ -84,7 +84,7 @@ class Table(Space):
         """The schema of a DataFrame.
 
         Args:
-            frame: the rows.
+            frame: the rows, a DataFrame.
             target: the column to predict; integers of at most 20 values become categories.
             ordinals: column to levels from low to high.
             categories: numeric columns that are names of categories.
@@ -159,8 +159,7 @@ class Table(Space):
             DataError: a column is absent, or a value does not fit its column (named, with its row).
             ConstraintError: a row breaks a sum or a combination, which canonical units cannot say.
         """
-        if not isinstance(raw, pd.DataFrame):
-            raw = pd.DataFrame(raw)
+        raw = raw if isinstance(raw, pd.DataFrame) else pd.DataFrame(raw)
         _check_labels(raw)
         absent = [column.name for column in self.columns if column.name not in raw.columns]
         if absent:
