@@ -94,6 +94,8 @@ class Normalised(Model):
 class Bounded(Model):
     """A model with a stochastic lower bound of its log-likelihood."""
 
+    importance: bool = True  # E[exp(bound)] <= p(x), as of importance weights; if not, draws may only be averaged
+
     @abstractmethod
     def log_prob_bound(self, x: Tensor, cond: Tensor | None = None, *, rng: Streams, k: int = 1) -> Tensor:
         """(B,) nats with E[bound] <= log p(x | cond); tightens as the number k of draws grows."""

@@ -44,7 +44,11 @@ class LiftedDensity(Lifted, Normalised):
 
 
 class LiftedBound(Lifted, Bounded):
-    """A bound: dequantisation, or an inner model that is itself bounded (log-mean-exp over k draws)."""
+    """A bound: dequantisation, or an inner model that is itself bounded, over k draws.
+
+    Draws are importance weights and combine by log-mean-exp, unless the inner bound's are not: the noise of a
+    diffusion's bound is that of a Monte Carlo integral, whose log-mean-exp would exceed log p.
+    """
 
     def log_prob_bound(self, x: Tensor, cond: Tensor | None = None, *, rng: Streams, k: int = 1) -> Tensor:
         inner = self.inner
@@ -60,6 +64,8 @@ class LiftedBound(Lifted, Bounded):
                 assert isinstance(inner, Bounded)
                 log_p = inner.log_prob_bound(v, cond, rng=rng.child("inner", draw))
             terms.append(log_p - log_q)
+        if isinstance(inner, Bounded) and not inner.importance:
+            return torch.stack(terms).mean(0)
         return torch.logsumexp(torch.stack(terms), 0) - math.log(k)
 
 

@@ -30,9 +30,10 @@ class DiffusionConfig:
     """A Gaussian diffusion.
 
     Args:
-        width: channels of the hidden layers; for images of the first level of the U-Net.
-        depth: residual blocks; for images those of a level.
-        multipliers: for images, channels of each level over `width`; as many levels as entries.
+        network: "unet", "mlp", or "auto": a U-Net for images and a perceptron for everything else.
+        width: channels of the hidden layers; those of the first level of a U-Net.
+        depth: residual blocks; those of a level of a U-Net.
+        multipliers: for a U-Net, channels of each level over `width`; as many levels as entries.
         path: "cosine", "linear" or "rectified".
         parameterisation: what the network predicts: "v", "eps", "x0", "velocity" or "score".
         sampler: "ddim", "ancestral", "euler" or "heun".
@@ -42,6 +43,7 @@ class DiffusionConfig:
         times: density of t in training, "uniform" or "logit-normal".
     """
 
+    network: str = "auto"
     width: int = 128
     depth: int = 3
     multipliers: tuple[int, ...] = (1, 2)
@@ -71,8 +73,13 @@ def _named(what: str, name: str, known: dict) -> object:
 
 
 def network_for(event: tuple[int, ...], classes: int, config: DiffusionConfig) -> nn.Module:
-    """A U-Net for images (C, H, W), a modulated perceptron for everything else."""
-    if len(event) == 3:
+    """A U-Net for images (C, H, W), a modulated perceptron for everything else, unless the config says otherwise."""
+    kind = config.network
+    if kind not in ("auto", "unet", "mlp") or (kind == "unet" and len(event) != 3):
+        raise ConfigError(
+            f"There is no network {kind!r} for samples of shape {event}.", "Use auto, mlp or unet (images)."
+        )
+    if len(event) == 3 and kind != "mlp":
         return UNet(event[0], [config.width * m for m in config.multipliers], config.depth, classes)
     return ModulatedMLP(event, config.width, config.depth, classes)
 
@@ -91,9 +98,10 @@ def gaussian_diffusion(event: tuple[int, ...], classes: int, config: DiffusionCo
     _named("density of training times", config.times, TIMES)
     if not 0 <= config.label_dropout < 1:
         raise ConfigError(f"label_dropout is {config.label_dropout}.", "Give a share of at least 0 and below 1.")
+    network = network_for(event, classes, config)
     return GaussianDiffusion(
         event,
-        network_for(event, classes, config),
+        network,
         _named("path", config.path, PATHS)(),  # type: ignore[operator]
         config.parameterisation,
         _named("sampler", config.sampler, SAMPLERS),  # type: ignore[arg-type]
@@ -101,7 +109,7 @@ def gaussian_diffusion(event: tuple[int, ...], classes: int, config: DiffusionCo
         classes=classes,
         label_dropout=config.label_dropout,
         times=config.times,
-        block=16 if len(event) == 3 else 256,
+        block=16 if isinstance(network, UNet) else 256,
     )
 
 
@@ -113,13 +121,14 @@ def build(space: Space, config: DiffusionConfig) -> Model:
 
 
 def _sized(config: DiffusionConfig, space: Space, seconds: float) -> DiffusionConfig:
-    if len(space.event) == 3:
+    if len(space.event) == 3 and (math.prod(space.event) > 256 or seconds > 120):
         side = min(space.event[1:])
         levels = max(1, min(4, int(math.log2(max(side, 4) / 4)) + 1))  # the lowest resolution is 4 to 8 pixels
         width = 32 if seconds < 300 else 64
         return replace(config, width=width, depth=1, multipliers=(1, 2, 2, 4)[:levels])
-    width, depth = (128, 3) if seconds < 60 else (256, 4)
-    return replace(config, width=width, depth=depth)
+    # A picture of few pixels and a minute to learn it: the perceptron sees twenty times as many examples.
+    width, depth = (128, 3) if seconds < 60 and len(space.event) == 1 else (256, 4)
+    return replace(config, network="mlp", width=width, depth=depth)
 
 
 def suggest_diffusion(space: Space, train: Rows, seconds: float) -> DiffusionConfig:
