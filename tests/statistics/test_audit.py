@@ -41,7 +41,8 @@ def test_false_alarms_over_splits_of_real_data(evidence):
     )  # fmt: skip
     evidence(
         id="EV-14", system="Copy audit", claim="p <= 0.05 under the null over 200 splits",
-        reference="binomial 99.9 % bound", reached=low_p / rounds, tolerance=float(binom.ppf(0.999, rounds, 0.05)) / rounds, unit="share",
+        reference="binomial 99.9 % bound", reached=low_p / rounds,
+        tolerance=float(binom.ppf(0.999, rounds, 0.05)) / rounds, unit="share",
     )  # fmt: skip
 
 

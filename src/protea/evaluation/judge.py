@@ -41,7 +41,7 @@ from protea.evaluation.frechet import frechet, kernel_distance
 from protea.evaluation.likelihood import Likelihood, class_prior, likelihood
 from protea.evaluation.tabular import accuracy_of_labels, association_error, column_error, usefulness
 from protea.evaluation.text import ReferenceNGram, bits_per_byte_ngram, distinct_n, self_bleu, words
-from protea.evaluation.two_sample import Classifier, c2st, mmd, sliced_wasserstein
+from protea.evaluation.two_sample import Classifier, c2st, mmd, one_thread, sliced_wasserstein
 from protea.rng import Streams, fold, permutation
 from protea.space import Rows
 
@@ -192,7 +192,8 @@ class Judge:
             from sklearn.cluster import KMeans
 
             k = max(1, min(MODES, len(z) // 20))
-            guess = KMeans(k, n_init=5, random_state=0).fit(z)
+            with one_thread():
+                guess = KMeans(k, n_init=5, random_state=0).fit(z)
         return guess, torch.from_numpy(guess.predict(z)).long(), k
 
     # --- figures
