@@ -1,10 +1,13 @@
 r"""k-means++ seeding and Lloyd's iterations, for where mixtures start.
 
 Arthur & Vassilvitskii 2007, "k-means++: the advantages of careful seeding": each next centre is a row drawn with
-probability proportional to its squared distance to the nearest centre so far.
+probability proportional to its squared distance to the nearest centre so far. As the authors advise, several are drawn
+and the one that lowers the sum of squared distances most is kept.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -28,16 +31,19 @@ def kmeans(x: Tensor, ids: Tensor, k: int, seed: int, steps: int = 10) -> tuple[
     pool = Streams(seed, ids).uniform(1, dtype=torch.float64)[:, 0].to(x.device).argsort()[:SEEDING]
     rows, streams = x[pool], Streams(seed, ids[pool.cpu()]).child("gumbel")
     squared = (rows * rows).sum(1)
-    distance = torch.ones(len(rows), dtype=x.dtype, device=x.device)
+    distance = torch.full((len(rows),), 1e150, dtype=x.dtype, device=x.device)
+    trials = 2 + int(math.log(k))
     chosen = []
     for _ in range(k):
         gumbel = -torch.log(-torch.log(streams.uniform(1, dtype=torch.float64)[:, 0])).to(x.device)
         weight = distance if bool((distance > 0).any()) else torch.ones_like(distance)
-        j = int((weight.log() + gumbel).argmax())
-        chosen.append(j)
-        apart = (squared + squared[j] - 2 * rows @ rows[j]).clamp(min=0)
-        apart[j] = 0.0
-        distance = apart if len(chosen) == 1 else torch.minimum(distance, apart)
+        j = (weight.log() + gumbel).topk(min(trials, len(rows))).indices
+        apart = (squared + squared[j, None] - 2 * rows[j] @ rows.T).clamp(min=0)  # (trials, rows)
+        apart[torch.arange(len(j)), j] = 0.0
+        apart = torch.minimum(distance, apart)
+        best = int(apart.sum(1).argmin())
+        chosen.append(int(j[best]))
+        distance = apart[best]
     centres = rows[chosen]
     for _ in range(steps):
         label = assign(rows, centres)
