@@ -17,7 +17,7 @@ from torch import Tensor
 
 from protea.core import Bounded, Model, Normalised, capabilities
 from protea.data import Dataset, open_data
-from protea.errors import CheckpointError, ConfigError, NotSupported, nearest
+from protea.errors import CheckpointError, ConfigError, NotSupported, ProteaError, nearest
 from protea.rng import Streams
 from protea.space import Space
 from protea.spaces.sampling import constrained_sample
@@ -218,12 +218,20 @@ def fit(
                 f"{path} was begun with the budget {_words(begun)}, not {_words(budget.to_json())}.",
                 f"Give it more: protea resume {path} --budget {_words(budget.to_json())}, or choose another --out.",
             )
-    else:
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    if not (path / "config.json").exists():
         disk.write_json(path / "data.json", _how(dataset, data, opening))
-    trained, _ = fit_run(
-        path, model, dict(settings or {}), dataset, budget, seed,
-        batch_size=batch_size, require_gpu=require_gpu, resume=resume, progress=progress,
-    )  # fmt: skip
+    try:
+        trained, _ = fit_run(
+            path, model, dict(settings or {}), dataset, budget, seed,
+            batch_size=batch_size, require_gpu=require_gpu, resume=resume, progress=progress,
+        )  # fmt: skip
+    except ProteaError:
+        if not (path / "config.json").exists():  # refused before it began: leave nothing behind
+            (path / "data.json").unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        raise
     return Run(path, trained)
 
 

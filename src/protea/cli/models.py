@@ -61,24 +61,23 @@ def _capabilities(entry: Any) -> list[str]:
 
     from protea.core import capabilities
     from protea.models.lifted import Lifted
-    from protea.spaces import Image, Table, Tokens, Vector, space_from_json
+    from protea.spaces import Image, Tokens, Vector
 
     tiny = {
-        "vector": Vector(("x", "y")).to_json(),
-        "image": Image(1, 8, 8).to_json(),
-        "tokens": Tokens(16).to_json(),
-        "table": Vector(("x", "y")).to_json(),  # a table's continuous model sees a vector
+        "vector": Vector(("x", "y")),
+        "image": Image(1, 8, 8),
+        "tokens": Tokens(16),
+        "table": Vector(("x", "y")),  # a table's continuous model sees a vector
     }
     found: dict[str, None] = {}
-    del Table
     for kind in sorted(entry.suits):
-        space = space_from_json(tiny[kind])
+        space = tiny[kind]
         try:
             with torch.device("meta"):
                 model = entry.build(space, entry.config())
         except Exception:  # a constructor that computes needs real tensors
             model = entry.build(space, entry.config())
         found |= dict.fromkeys(capabilities(model))
-        if isinstance(model, Lifted):  # what the continuous model can do in its own units
-            found |= dict.fromkeys(c for c in capabilities(model.inner) if c in ("Denoises", "Encodes"))
+        if isinstance(model, Lifted):  # how the continuous model learns and what it infers
+            found |= dict.fromkeys(c for c in capabilities(model.inner) if c in ("Countable", "Denoises", "Encodes"))
     return list(found)
