@@ -193,7 +193,7 @@ class Judge:
 
             k = max(1, min(MODES, len(z) // 20))
             with one_thread():
-                guess = KMeans(k, n_init=5, random_state=0).fit(z)
+                guess = KMeans(k, n_init=5, random_state=0).fit(z)  # type: ignore[arg-type]
         return guess, torch.from_numpy(guess.predict(z)).long(), k
 
     # --- figures

@@ -45,9 +45,8 @@ def make_classifier(kind: Classifier, seed: int) -> Any:
     if kind == "trees":
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        return HistGradientBoostingClassifier(
-            max_iter=60, min_samples_leaf=10, early_stopping=False, random_state=state
-        )
+        options: dict[str, Any] = {"max_iter": 60, "min_samples_leaf": 10, "early_stopping": False}
+        return HistGradientBoostingClassifier(random_state=state, **options)
     if kind == "forest":
         from sklearn.ensemble import ExtraTreesClassifier
 
