@@ -208,8 +208,13 @@ def fit(
         ConfigError: unknown model or setting (the nearest are named), or the folder holds another run.
     """
     budget = Budget.parse(budget)
-    find(model)  # an unknown name is told before the data are read
+    entry = find(model)  # an unknown name is told before the data are read
     dataset = data if isinstance(data, Dataset) else open_data(str(data), **opening)
+    if dataset.space.kind not in entry.suits:
+        raise ConfigError(
+            f"{model} cannot model {dataset.space.kind} data (it can: {', '.join(sorted(entry.suits))}).",
+            f"See: protea models --suits {dataset.space.kind}",
+        )
     path = Path(out) if out is not None else Path("runs") / f"{dataset.name}-{model}"
     if (path / "config.json").exists() and resume:
         begun = read_config(path)["budget"]

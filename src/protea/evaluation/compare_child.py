@@ -1,7 +1,7 @@
 """Train one model in a process of its own, by the very command a user would type.
 
 A crash, a leak or an out-of-memory kill then costs one row of the comparison and nothing else, and the peak memory of
-the row is that of its process (`wait4`).
+the row is that of its process.
 """
 
 from __future__ import annotations
@@ -117,15 +117,17 @@ def _wait(
     """(exit status, negative for a signal; peak memory in MB where the system tells)."""
     has_usage = hasattr(os, "wait4")
     figures: dict[str, Any] = {}
+    peak: float | None = None
     while True:
+        peak = _high_water(child.pid) or peak
         if has_usage:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 child.returncode = os.waitstatus_to_exitcode(status)
                 kilo = 1024 if sys.platform == "darwin" else 1  # kilobytes on Linux, bytes on macOS
-                return child.returncode, usage.ru_maxrss / kilo / 1024
+                return child.returncode, peak or usage.ru_maxrss / kilo / 1024
         elif (status := child.poll()) is not None:
-            return status, None
+            return status, peak
         spent = time.perf_counter() - began
         if limit is not None and spent > limit:
             child.kill()
@@ -134,6 +136,19 @@ def _wait(
             figures |= follow.newest() or {}
             watch(spent, figures)
         time.sleep(POLL)
+
+
+def _high_water(pid: int) -> float | None:
+    """Peak memory of a living process so far, in MB, from /proc.
+
+    On Linux the `ru_maxrss` of a child starts at the size of its parent, because the parent's memory is shared until
+    `exec`; the high-water mark of its own memory does not.
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            return next((float(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:")), None)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _reason(status: int, log: Path) -> str | None:

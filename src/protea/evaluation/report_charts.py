@@ -95,14 +95,14 @@ Series = tuple[str, Sequence[float], Sequence[float]]  # name, x, y
 
 
 def curve(series: Sequence[Series], alt: str, unit: str = "s") -> Markup:
-    """Lines against training time or steps; the vertical scale holds the middle 98 %, whatever the spikes."""
+    """Lines against training time or steps; the first plunge may leave the scale at its top."""
     width, height, left, bottom = 340, 190, 46, 26
     xs = [v for _, a, _ in series for v in a]
     ys = sorted(v for _, _, b in series for v in b if math.isfinite(v))
     if not xs or not ys:
         return _svg(width, height, alt, "")
-    cut = len(ys) // 100
-    y0, y1 = span(ys[cut : len(ys) - cut] if cut else ys)
+    low, high = len(ys) // 100, len(ys) // 10 if len(ys) >= 20 else 0
+    y0, y1 = span(ys[low : len(ys) - high])
     x, y = Axis(min(xs), max(xs), left, width - 8), Axis(y0, y1, height - bottom, 8)
     body = "".join(
         f'<path class="grid" d="M{left} {y(t):.1f}H{width - 8}"/>'
@@ -203,6 +203,7 @@ def frontier(
             record = sign * s.value
     line = "M" + "L".join(f"{x(s.cost):.1f} {y(s.value):.1f}" for s in front)
     body += f'<path class="front" d="{line}"/>'
+    taken += [(x(s.cost) - 7, x(s.cost) + 7, y(s.value) + 4) for s in spots]
     for s in sorted(spots, key=lambda s: y(s.value)):
         px, py = x(s.cost), y(s.value)
         body += f'<path class="whisker" d="M{px:.1f} {y(s.low):.1f}V{y(s.high):.1f}"/>'

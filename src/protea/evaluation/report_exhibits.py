@@ -136,10 +136,24 @@ def curves(metrics: Path) -> list[dict[str, Any]]:
                 x, y = found.setdefault(name, ([], []))
                 x.append(_round(line[clock]))
                 y.append(_round(value))
-    keep = [n for n in found if len(found[n][0]) > 1 and CURVE.search(n)]
+    keep = _comparable({n: y for n, (x, y) in found.items() if len(x) > 1 and CURVE.search(n) and not OTHER.search(n)})
     return [{"name": n, "unit": "s" if clock != "step" else "step", "x": found[n][0], "y": found[n][1]} for n in keep]
 
 
+def _comparable(series: dict[str, list[float]]) -> list[str]:
+    """Names that can share one vertical scale: the held-out figure leads, others join if they lie near it."""
+    series = {n: y for n, y in series.items() if not (n == "log_prob" and "loss" in series)}
+    leading = next((n for n, y in series.items() if n.startswith("validation") and len(y) > 2), None)
+    if leading is None:
+        return list(series)
+    ends = sorted(series[leading][len(series[leading]) // 4 :])
+    low, high = ends[0], ends[-1]
+    reach = 3 * max(high - low, 1e-9)
+    near = [n for n, y in series.items() if n != leading and low - reach <= y[-1] <= high + reach]
+    return [leading, *near]
+
+
+OTHER = re.compile(r"(^|_)(lr|rate|norm|seconds)$")
 CURVE = re.compile(r"loss|nll|likelihood|log_prob|valid|elbo|critic|generator|c2st|bits|objective", re.IGNORECASE)
 
 

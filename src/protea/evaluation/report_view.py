@@ -249,7 +249,7 @@ def board_row(
         "passed": row["audit"].get("passed"),
         "exactness": EXACTNESS[row["likelihood"]["exactness"]] if row["likelihood"] else None,
         "tone": tone(row["verdict"]),
-        "verdict": sentence(row["verdict"]),
+        "verdict": clauses(row["verdict"]),
         "cost": cost_text(row["cost"]),
         "failed": row["verdict"].startswith("failed"),
     }
@@ -310,6 +310,12 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def clauses(verdict: str) -> tuple[str, str]:
+    """The worst finding, and the others."""
+    first, _, rest = verdict.partition("; ")
+    return sentence(first), sentence(rest)
+
+
 def listing(names: Sequence[str]) -> str:
     """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -362,7 +368,15 @@ def gallery(
         drawing = None
         if truth.get("dots") and shown.get("dots"):
             drawing = charts.scatter(truth["dots"], shown["dots"], f"Samples of {row['name']} over the real rows")
-        found.append({"row": row, "shown": shown, "scatter": drawing, "tone": tone(row["verdict"])})
+        found.append(
+            {
+                "row": row,
+                "shown": shown,
+                "scatter": drawing,
+                "tone": tone(row["verdict"]),
+                "verdict": clauses(row["verdict"]),
+            }
+        )
     if truth.get("dots"):
         truth["scatter"] = charts.scatter(truth["dots"], None, "Real rows")
     return found
