@@ -53,7 +53,11 @@ class Covariance(ABC):
         """The scale of some of the components."""
 
     @abstractmethod
-    def quad(self, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
+    def prepare(self, means: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        """What `quad` needs of the components, computed once for all chunks of rows."""
+
+    @abstractmethod
+    def quad(self, x: Tensor, *prepared: Tensor) -> Tensor:
         """(x - mu_k)^T Sigma_k^-1 (x - mu_k), (B, K)."""
 
     @abstractmethod
@@ -109,14 +113,18 @@ class Full(Covariance):
     def select(self, scale: Tensor, which: slice | Tensor) -> Tensor:
         return scale[which]
 
-    def quad(self, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
+    def prepare(self, means: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         k, d = means.shape
         eye = torch.eye(d, dtype=scale.dtype, device=scale.device).expand(k, d, d)
         whiten = torch.linalg.solve_triangular(scale, eye, upper=False)  # L^-1
         offset = (whiten @ means[:, :, None])[:, :, 0].T.reshape(1, d * k)
+        return whiten.permute(2, 1, 0).reshape(d, d * k), offset
+
+    def quad(self, x: Tensor, *prepared: Tensor) -> Tensor:
         # One GEMM for all components, laid out (D, K) so that the sum over D runs over contiguous vectors.
-        y = torch.addmm(offset, x, whiten.permute(2, 1, 0).reshape(d, d * k), beta=-1)
-        return (y * y).view(len(x), d, k).sum(1)
+        whiten, offset = prepared
+        y = torch.addmm(offset, x, whiten, beta=-1)
+        return y.square().view(len(x), x.shape[1], -1).sum(1)
 
     def half_log_det(self, scale: Tensor, d: int) -> Tensor:
         return scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -131,11 +139,7 @@ class Full(Covariance):
         k, d = r.shape[1], x.shape[1]
         if d > 32:  # compute-bound: one GEMM a component beats forming all products
             return torch.stack([(x * r[:, j, None]).T @ x for j in range(k)])
-        i, j = torch.tril_indices(d, d, device=x.device)
-        half = r.T @ (x[:, i] * x[:, j])
-        out = half.new_empty(k, d, d)
-        out[:, i, j], out[:, j, i] = half, half
-        return out
+        return (r.T @ (x[:, :, None] * x[:, None, :]).view(len(x), d * d)).view(k, d, d)
 
     def fit(self, n: Tensor, s1: Tensor, s2: Tensor, floor: float) -> Tensor:
         means = s1 / n[:, None]
@@ -167,9 +171,14 @@ class Tied(Covariance):
     def select(self, scale: Tensor, which: slice | Tensor) -> Tensor:
         return scale
 
-    def quad(self, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        both = torch.linalg.solve_triangular(scale, torch.cat((x, means)).T, upper=False).T
-        y, m = both[: len(x)], both[len(x) :]
+    def prepare(self, means: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        eye = torch.eye(means.shape[1], dtype=scale.dtype, device=scale.device)
+        whiten = torch.linalg.solve_triangular(scale, eye, upper=False).T
+        return whiten, means @ whiten
+
+    def quad(self, x: Tensor, *prepared: Tensor) -> Tensor:
+        whiten, m = prepared
+        y = x @ whiten
         return (y * y).sum(1, keepdim=True) - 2 * y @ m.T + (m * m).sum(1)
 
     def half_log_det(self, scale: Tensor, d: int) -> Tensor:
@@ -214,10 +223,14 @@ class Diagonal(Covariance):
     def select(self, scale: Tensor, which: slice | Tensor) -> Tensor:
         return scale[which]
 
-    def quad(self, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        # Expanding the square turns it into two GEMMs; means near the origin keep the cancellation harmless.
+    def prepare(self, means: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         precision = scale**-2
-        return (x * x) @ precision.T - 2 * x @ (means * precision).T + (means * means * precision).sum(1)
+        return precision.T, -2 * (means * precision).T, (means * means * precision).sum(1)
+
+    def quad(self, x: Tensor, *prepared: Tensor) -> Tensor:
+        # Expanding the square turns it into two GEMMs; means near the origin keep the cancellation harmless.
+        square, cross, constant = prepared
+        return torch.addmm(torch.addmm(constant, x, cross), x * x, square)
 
     def half_log_det(self, scale: Tensor, d: int) -> Tensor:
         return scale.log().sum(-1)
@@ -259,9 +272,12 @@ class Spherical(Covariance):
     def select(self, scale: Tensor, which: slice | Tensor) -> Tensor:
         return scale[which]
 
-    def quad(self, x: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        squared = (x * x).sum(1, keepdim=True) - 2 * x @ means.T + (means * means).sum(1)
-        return squared / scale**2
+    def prepare(self, means: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        return means, scale**-2
+
+    def quad(self, x: Tensor, *prepared: Tensor) -> Tensor:
+        means, precision = prepared
+        return ((x * x).sum(1, keepdim=True) - 2 * x @ means.T + (means * means).sum(1)) * precision
 
     def half_log_det(self, scale: Tensor, d: int) -> Tensor:
         return d * scale.log()

@@ -20,7 +20,7 @@ Arthur & Vassilvitskii 2007, "k-means++"; Schwarz 1978, "Estimating the dimensio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -38,6 +38,7 @@ from protea.rng import Streams, fold, permutation
 from protea.space import Rows, Space
 from protea.transforms.relaxations import relaxation_for
 
+Joint = Callable[[Tensor], Tensor]
 EMPTY = 1e-10  # rows: a component with less is not used by any row
 
 
@@ -93,32 +94,32 @@ class GaussianMixture(Normalised, Countable, Conditionable):
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.dim).to(torch.float64) - self.origin
 
-    def _shares(self, x: Tensor, cond: Tensor | None) -> Iterator[tuple[Tensor | slice, slice]]:
-        """Rows that use the same components, in chunks that fit the cache: (rows, components)."""
+    def _shares(self, x: Tensor, cond: Tensor | None) -> Iterator[tuple[Tensor | slice, slice, Joint]]:
+        """Rows that use the same components, in chunks that fit the cache: (rows, components, their `_joint`)."""
         everything = slice(0, self.groups * self.k)
-        if cond is None or self.classes == 0:
-            parts: list[tuple[Tensor | None, slice]] = [(None, everything)]
-        else:
-            parts = []
-            for c in cond.unique().tolist():
-                own = everything if c < 0 else slice(c * self.k, (c + 1) * self.k)
-                parts.append(((cond == c).nonzero()[:, 0], own))
+        parts: list[tuple[Tensor | None, slice]] = [(None, everything)]
+        if cond is not None and self.classes:
+            parts = [
+                ((cond == c).nonzero()[:, 0], everything if c < 0 else slice(c * self.k, (c + 1) * self.k))
+                for c in cond.unique().tolist()
+            ]
         for rows, own in parts:
+            joint = self._joint(own)
             wide = (own.stop - own.start) * (self.dim if self.kind.name == "full" else 1)
             step = max(256, CHUNK // max(wide, self.dim))
             count = len(x) if rows is None else len(rows)
             for i in range(0, count, step):
-                yield (slice(i, min(i + step, count)) if rows is None else rows[i : i + step]), own
+                yield (slice(i, min(i + step, count)) if rows is None else rows[i : i + step]), own, joint
 
-    def _joint(self, x: Tensor, own: slice) -> Tensor:
-        """log w_k N(x; mu_k, Sigma_k) of some components, (B, components); x about the origin."""
+    def _joint(self, own: slice) -> Joint:
+        """The function from x about the origin to log w_k N(x; mu_k, Sigma_k) of some components, (B, components)."""
         scale = self.kind.select(self.scale, own)
-        means = self.means.view(-1, self.dim)[own] - self.origin
+        prepared = self.kind.prepare(self.means.view(-1, self.dim)[own] - self.origin, scale)
         marginal = own.stop - own.start == self.groups * self.k
         log_w = self.log_weights + self.class_prior.log()[:, None] if marginal else self.log_weights
         log_w = log_w.reshape(-1)[own]
         constant = log_w - self.kind.half_log_det(scale, self.dim) - 0.5 * self.dim * math.log(2 * math.pi)
-        return torch.addcmul(constant, self.kind.quad(x, means, scale), constant.new_tensor(-0.5))
+        return lambda x: torch.add(constant, self.kind.quad(x, *prepared), alpha=-0.5)
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """log p(x | cond) in nats, (B,) float64; the marginal where cond is None or -1."""
@@ -126,14 +127,14 @@ class GaussianMixture(Normalised, Countable, Conditionable):
             refuse_labels(cond)
         x = self._flat(x)
         out = x.new_empty(len(x))
-        for rows, own in self._shares(x, cond):
-            out[rows] = torch.logsumexp(self._joint(x[rows], own), 1)
+        for rows, _, joint in self._shares(x, cond):
+            out[rows] = torch.logsumexp(joint(x[rows]), 1)
         return out
 
     @torch.no_grad()
     def responsibilities(self, x: Tensor) -> Tensor:
         """p(component | x), (B, classes, k): clusters, and the Bayes classifier p(y | x) when summed over k."""
-        joint = self._joint(self._flat(x), slice(0, self.groups * self.k))
+        joint = self._joint(slice(0, self.groups * self.k))(self._flat(x))
         return torch.softmax(joint, 1).view(-1, self.groups, self.k)
 
     # ---- EM ----
@@ -150,9 +151,9 @@ class GaussianMixture(Normalised, Countable, Conditionable):
             "log_prob": x.new_zeros(()),
             "count": x.new_tensor(float(len(x))),
         }
-        for rows, own in self._shares(x, cond):
+        for rows, own, joint in self._shares(x, cond):
             part = x[rows]
-            r = self._joint(part, own)
+            r = joint(part)
             top = r.amax(1, keepdim=True)
             r.sub_(top).exp_()
             mass = r.sum(1, keepdim=True)
