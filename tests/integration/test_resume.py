@@ -21,6 +21,7 @@ from protea.errors import CheckpointError
 from protea.rng import Streams
 from protea.space import Rows
 from protea.training import EM, Budget, Gradient, fit
+from protea.training.checkpoint import Keeper
 from protea.training.run import read_metrics
 
 
@@ -130,8 +131,9 @@ def same(a: Path, b: Path) -> None:
     assert curves[0] == curves[1]
     steps = [line["step"] for line in curves[0]]
     assert steps == sorted(set(steps)), "no step is written twice"
-    last = sorted((a / "checkpoint").glob("step-*"))[-1].name
-    assert last == sorted((b / "checkpoint").glob("step-*"))[-1].name
+    (ours, state), (theirs, other) = (Keeper(run).newest() for run in (a, b))  # the last step's weights and moments
+    assert state["step"] == other["step"] and state["learner"] == other["learner"]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("kind", KINDS)
