@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from protea.evaluation.coverage import prdc
-from protea.evaluation.diversity import vendi_score
+from protea.evaluation.diversity import vendi_of_kernel, vendi_score
 from protea.evaluation.figure import bca_interval, mean_figure, resample
 from protea.evaluation.frechet import frechet, gaussian_frechet, kernel_distance
 from protea.evaluation.two_sample import c2st_p_value, mmd, sliced_wasserstein
@@ -83,7 +83,11 @@ def test_vendi_agrees_with_vendi_score(evidence):
     from vendi_score import vendi
 
     x, y = _sets(n=60, m=30, f=40)
-    pairs = [(vendi_score(x), vendi.score_dual(x.numpy())), (vendi_score(y), vendi.score_X(y.numpy()))]
+    k = torch.exp(-torch.cdist(x, x).square() / 300)
+    pairs = [
+        (vendi_score(x), vendi.score_dual(x.numpy())), (vendi_score(y), vendi.score_X(y.numpy())),
+        (vendi_of_kernel(k), vendi.score_K(k.numpy())),
+    ]  # fmt: skip
     reached = max(abs(float(a) / b - 1) for a, b in pairs)
     evidence(
         id="EV-09", system="Vendi score", claim="dual and direct forms agree",
@@ -155,7 +159,7 @@ def test_intervals_agree_with_scipy_bootstrap(evidence):
     reached = max(abs(a - b) for a, b in zip((*ours, figure.low, figure.high), theirs)) / float(x.std() / n**0.5)
     evidence(
         id="EV-17", system="Bootstrap intervals", claim="BCa and percentile ends",
-        reference="scipy.stats.bootstrap", reached=reached, tolerance=0.08, unit="standard errors (Monte Carlo noise 0.03)",
+        reference="scipy.stats.bootstrap", reached=reached, tolerance=0.08, unit="standard errors, Monte Carlo noise 0.03",
     )  # fmt: skip
 
 

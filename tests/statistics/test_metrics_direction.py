@@ -7,7 +7,7 @@ from protea.evaluation.coverage import prdc
 from protea.evaluation.diversity import duplicates, modes_covered, vendi
 from protea.evaluation.figure import mean_figure
 from protea.evaluation.frechet import frechet, kernel_distance
-from protea.evaluation.two_sample import c2st, mmd, sliced_wasserstein
+from protea.evaluation.two_sample import c2st, median_bandwidth, mmd, sliced_wasserstein
 from protea.rng import Streams, permutation
 
 MODES = 8
@@ -30,7 +30,7 @@ def figures():
     good, kg = _mixture(n, 2)
     cases = {
         "good": (good, kg),
-        "noise": (good + 0.5 * Streams(3, n).normal(6, dtype=torch.float64), kg),
+        "noise": (good + 0.8 * Streams(3, n).normal(6, dtype=torch.float64), kg),
         "shrunk": (good * 0.7, kg),
         "dropped": _mixture(n, 4, modes=4),
         "repeated": (good[torch.arange(n) % 25], kg[torch.arange(n) % 25]),
@@ -41,8 +41,8 @@ def figures():
         found[name] = {
             "c2st_accuracy": c2st(real, fake, classifier="trees", **options), "mmd": mmd(real, fake, **options),
             "sliced_wasserstein": sliced_wasserstein(real, fake, **options), "frechet": frechet(real, fake, **options),
-            "kernel_distance": kernel_distance(real, fake, **options), "vendi": vendi(fake, **options),
-            "duplicates": duplicates(fake, **options), **prdc(real, fake, **options),
+            "kernel_distance": kernel_distance(real, fake, **options),
+            "vendi": vendi(fake, bandwidth=median_bandwidth(real)), "duplicates": duplicates(fake, **options), **prdc(real, fake, **options),
         }  # fmt: skip
         found[name]["modes"] = modes_covered(k, kf, MODES)
     return found
@@ -54,7 +54,7 @@ WORSE = [  # (metric, corruption, sign of the change)
     ("kernel_distance", "dropped", +1), ("c2st_accuracy", "repeated", +1),
     ("precision", "noise", -1), ("density", "noise", -1), ("coverage", "noise", -1),
     ("recall", "dropped", -1), ("coverage", "dropped", -1), ("recall", "repeated", -1), ("coverage", "repeated", -1),
-    ("vendi", "dropped", -1), ("duplicates", "repeated", +1),
+    ("vendi", "dropped", -1), ("vendi", "repeated", -1), ("duplicates", "repeated", +1),
 ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from protea.evaluation.frechet import frechet, kernel_distance
 from protea.evaluation.likelihood import Likelihood, class_prior, likelihood
 from protea.evaluation.tabular import accuracy_of_labels, association_error, column_error, usefulness
 from protea.evaluation.text import ReferenceNGram, bits_per_byte_ngram, distinct_n, self_bleu, words
-from protea.evaluation.two_sample import Classifier, c2st, mmd, one_thread, sliced_wasserstein
+from protea.evaluation.two_sample import Classifier, c2st, median_bandwidth, mmd, one_thread, sliced_wasserstein
 from protea.rng import Streams, fold, permutation
 from protea.space import Rows
 
@@ -223,7 +223,7 @@ class Judge:
         found["sliced_wasserstein"] = sliced_wasserstein(real, fake, facts, seed=self.seed)
         found["kernel_distance"] = kernel_distance(real, fake, facts, **options)
         found |= prdc(real, fake, facts, **options)
-        found["vendi"] = vendi(fake, facts, **options)
+        found["vendi"] = vendi(fake, facts, bandwidth=median_bandwidth(real), seed=self.seed)
         return found
 
     def _own(self, x: Tensor, facts: Mapping[str, Any]) -> dict[str, Figure]:
