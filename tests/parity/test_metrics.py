@@ -159,7 +159,8 @@ def test_intervals_agree_with_scipy_bootstrap(evidence):
     reached = max(abs(a - b) for a, b in zip((*ours, figure.low, figure.high), theirs)) / float(x.std() / n**0.5)
     evidence(
         id="EV-17", system="Bootstrap intervals", claim="BCa and percentile ends",
-        reference="scipy.stats.bootstrap", reached=reached, tolerance=0.08, unit="standard errors, Monte Carlo noise 0.03",
+        reference="scipy.stats.bootstrap", reached=reached, tolerance=0.08,
+        unit="standard errors, Monte Carlo noise 0.03",
     )  # fmt: skip
 
 

@@ -42,7 +42,8 @@ def figures():
             "c2st_accuracy": c2st(real, fake, classifier="trees", **options), "mmd": mmd(real, fake, **options),
             "sliced_wasserstein": sliced_wasserstein(real, fake, **options), "frechet": frechet(real, fake, **options),
             "kernel_distance": kernel_distance(real, fake, **options),
-            "vendi": vendi(fake, bandwidth=median_bandwidth(real)), "duplicates": duplicates(fake, **options), **prdc(real, fake, **options),
+            "vendi": vendi(fake, bandwidth=median_bandwidth(real)),
+            "duplicates": duplicates(fake, **options), **prdc(real, fake, **options),
         }  # fmt: skip
         found[name]["modes"] = modes_covered(k, kf, MODES)
     return found
