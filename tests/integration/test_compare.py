@@ -105,7 +105,7 @@ def test_metrics_are_followed_line_by_line(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of two models on a toy, and one that fails on it."""
     folder = tmp_path_factory.mktemp("compare")
-    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--budget", "3s",
+    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--budget", "6s",
                   "--out", "out", cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == os.path.join("out", "report.html")
@@ -126,7 +126,7 @@ def test_the_report_keeps_the_contract(finished: Path) -> None:
             assert figure["protocol"] and figure["low"] <= figure["value"] <= figure["high"]
     gmm = rows["gmm"]
     assert gmm["likelihood"]["unit"] == "nats per row" and gmm["cost"]["parameters"] > 0
-    assert 50 < gmm["cost"]["peak_mb"] < 5000 and gmm["cost"]["fit_s"] < 6
+    assert 50 < gmm["cost"]["peak_mb"] < 5000 and gmm["cost"]["fit_s"] < 9
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_repeated_command_keeps_finished_rows_and_finishes_lost_ones(finished:
     before = read_report(out)
     (out / "runs" / "gmm" / "judged.json").unlink()
     stamp = (out / "runs" / "vae" / "model.safetensors").stat().st_mtime_ns
-    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--budget", "3s",
+    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--budget", "6s",
                   "--out", "out", "--json", cwd=finished)  # fmt: skip
     after = json.loads(done.stdout)
     assert (out / "runs" / "vae" / "model.safetensors").stat().st_mtime_ns == stamp
