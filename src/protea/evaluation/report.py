@@ -91,7 +91,12 @@ def render(document: dict[str, Any], exhibits: dict[str, dict[str, Any]], real: 
     folder = files("protea.evaluation").joinpath("templates")
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval_text, "value": report_view.value_text}
+    environment.filters |= {
+        "number": number,
+        "interval": interval_text,
+        "value": report_view.value_text,
+        "sentence": report_view.sentence,
+    }
     template = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     view = report_view.build(document, exhibits, real)
