@@ -89,7 +89,7 @@ def _wgan(model: WGAN, *, budget: Budget | None = None, seed: int = 0, **options
 @default_learner.register(GaussianDiffusion)
 @default_learner.register(Guided)
 def _diffusion(model: Model, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    parts = {"optimizer": adamw(1e-3, weight_decay=0.0, betas=(0.9, 0.99))}
+    parts = {"optimizer": adamw(2e-3, weight_decay=0.0, betas=(0.9, 0.99))}
     return Gradient(model, [Phase("denoise", list(model.parameters()), denoising_loss(model))], **(parts | options))
 
 

@@ -173,19 +173,19 @@ class Gradient(Learner):
         sharded = [parallel.local(p.grad) for p in params if parallel.sharded(p.grad)]
         whole = [p.grad for p in params if not parallel.sharded(p.grad)]
         parallel.add_([total, count, *whole])
-        if sharded:  # FSDP has averaged over ranks what is to be summed
-            torch._foreach_mul_(sharded, float(parallel.world() / count))
-        if whole:
-            torch._foreach_mul_(whole, float(1.0 / count))
+        # FSDP has averaged over ranks what is to be summed.
+        groups = [(sharded, float(parallel.world() / count)), (whole, float(1.0 / count))]
         squares = torch.zeros((), dtype=torch.float64, device=self._device)
-        if sharded:
-            squares += torch.stack(torch._foreach_norm(sharded)).double().square().sum()
-            parallel.add_([squares])
-        if whole:
-            squares += torch.stack(torch._foreach_norm(whole)).double().square().sum()
+        for grads, scale in groups:
+            if grads:
+                squares += torch.stack(torch._foreach_norm(grads)).double().square().sum() * scale**2
+            if grads is sharded and parallel.active():
+                parallel.add_([squares])
         norm = float(squares.sqrt())
-        if self.clip is not None and norm > self.clip:
-            torch._foreach_mul_([*sharded, *whole], self.clip / norm)
+        shrink = self.clip / norm if self.clip is not None and norm > self.clip else 1.0
+        for grads, scale in groups:
+            if grads:
+                torch._foreach_mul_(grads, scale * shrink)
         return norm
 
     def _diverged(self, index: int, batch: Batch, mean: float) -> Diverged:
@@ -215,7 +215,7 @@ class Gradient(Learner):
             row = slice(i, i + 1)
             one = Batch(batch.x[row], None if batch.y is None else batch.y[row], batch.rng.take(row))
             try:
-                if not math.isfinite(float(self.objective(index, one).total)):
+                if not math.isfinite(float(self.objective(index, one).total.detach())):
                     bad.append(int(batch.rng.ids[i]))
             except (RuntimeError, ValueError):
                 return ""
