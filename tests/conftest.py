@@ -42,8 +42,10 @@ def evidence(request: pytest.FixtureRequest) -> Callable[..., None]:
             node = request.node.nodeid
             name = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{node}-{count}")[-150:]
             command = f"pytest '{node}'"
-            row = {"id": id, "system": system, "claim": claim, "reference": reference, "reached": reached,
-                   "tolerance": tolerance, "unit": unit, "at_least": at_least, "passed": passed, "command": command}  # fmt: skip
+            row = {
+                "id": id, "system": system, "claim": claim, "reference": reference, "reached": reached,
+                "tolerance": tolerance, "unit": unit, "at_least": at_least, "passed": passed, "command": command,
+            }  # fmt: skip
             Path(folder).mkdir(parents=True, exist_ok=True)
             Path(folder, f"{name}.json").write_text(json.dumps(row, indent=1))
         count += 1

@@ -24,6 +24,10 @@ class QuantileNormal(nn.Module):
     True
     """
 
+    x: Tensor
+    z: Tensor
+    tail: Tensor
+
     def __init__(self, columns: int) -> None:
         super().__init__()
         grid = torch.linspace(-1.0, 1.0, _KNOTS, dtype=torch.float64).expand(columns, _KNOTS).clone()

@@ -28,6 +28,8 @@ class Standardise(Relaxation):
     """v = (x - mean) / std, entry by entry."""
 
     exact = True
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, event: tuple[int, ...]) -> None:
         super().__init__()
@@ -57,7 +59,6 @@ class DequantiseImage(Relaxation):
     def __init__(self, event: tuple[int, ...], levels: int) -> None:
         super().__init__()
         self.event, self.levels = event, levels
-        self.register_buffer("_device", torch.zeros(()), persistent=False)
 
     def fit(self, x: Tensor) -> None:
         """Nothing to fit: the scale is that of the pixel values."""
@@ -82,6 +83,18 @@ class RelaxTable(Relaxation):
     `lift` exactly, but for float32 rounding: of real columns, and of grids of more than about 2^18 cells.
     """
 
+    numeric: Tensor  # columns
+    flags: Tensor  # positions among the numeric columns
+    bit_column: Tensor
+    bit_place: Tensor
+    code_column: Tensor
+    code_levels: Tensor
+    code_missing: Tensor
+    grid: Tensor
+    step: Tensor
+    low: Tensor
+    high: Tensor
+
     def __init__(self, fields: tuple[Field, ...]) -> None:
         super().__init__()
         numeric = [i for i, f in enumerate(fields) if f.kind != "category"]
@@ -104,7 +117,7 @@ class RelaxTable(Relaxation):
             self.register_buffer(name, value, persistent=False)  # follows from the schema: not saved
 
         constant("numeric", index(numeric))
-        constant("flags", index([numeric.index(i) for i in flags]))  # positions among the numeric columns
+        constant("flags", index([numeric.index(i) for i in flags]))
         constant("bit_column", index([c for c, _ in bits]))
         constant("bit_place", index([b for _, b in bits]))
         constant("code_column", index([c for c, _ in codes]))
