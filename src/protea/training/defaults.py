@@ -82,14 +82,14 @@ def _wgan(model: WGAN, *, budget: Budget | None = None, seed: int = 0, **options
     ]
     rates = {"critic": model.critic_rate, "generator": model.generator_rate}
     adam = {name: adamw(rate, weight_decay=0.0, betas=(0.0, 0.9)) for name, rate in rates.items()}
-    parts = {"optimizer": adam, "clip": None, "schedule": warmup_cosine(floor=0.1), "batch_size": 64}
+    parts: dict[str, Any] = {"optimizer": adam, "clip": None, "schedule": warmup_cosine(floor=0.1), "batch_size": 64}
     return Gradient(model, phases, **(parts | options))
 
 
 @default_learner.register(GaussianDiffusion)
 @default_learner.register(Guided)
 def _diffusion(model: Model, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    parts = {"optimizer": adamw(2e-3, weight_decay=0.0, betas=(0.9, 0.99))}
+    parts: dict[str, Any] = {"optimizer": adamw(2e-3, weight_decay=0.0, betas=(0.9, 0.99))}
     return Gradient(model, [Phase("denoise", list(model.parameters()), denoising_loss(model))], **(parts | options))
 
 
@@ -97,6 +97,6 @@ def _diffusion(model: Model, *, budget: Budget | None = None, seed: int = 0, **o
 def _transformer(model: Transformer, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
     """AdamW at 6e-3 for a width of 64, falling with its square root; 8 tokens of a step for each unit of width."""
     width, length = model.net.embed.embedding_dim, model.space.event[0]
-    parts = {"optimizer": adamw(6e-3 * (64 / width) ** 0.5, weight_decay=0.1, betas=(0.9, 0.95)),
+    parts: dict[str, Any] = {"optimizer": adamw(6e-3 * (64 / width) ** 0.5, weight_decay=0.1, betas=(0.9, 0.95)),
              "batch_size": max(2, min(8 * width, 8192) // length)}  # fmt: skip
     return Gradient(model, [Phase("nll", list(model.parameters()), token_nll(model))], **(parts | options))

@@ -46,9 +46,10 @@ class Judgements:
     @property
     def exhausted(self) -> bool:
         """Whether the last `patience` judgings all failed to improve."""
-        if self.patience is None or not self._finite:
+        best = self.best_step
+        if self.patience is None or best is None:
             return False
-        return sum(step > self.best_step for step, _ in self.points) >= self.patience
+        return sum(step > best for step, _ in self.points) >= self.patience
 
     def still_improving(self) -> bool:
         """Whether the last fifth of the steps brought over a tenth of what the last three fifths brought.

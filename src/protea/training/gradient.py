@@ -169,9 +169,9 @@ class Gradient(Learner):
     @torch.no_grad()
     def _reduce(self, phase: Phase, total: Tensor, count: Tensor) -> float:
         """Sum over ranks, divide by the true count, clip; returns the gradient's norm before clipping."""
-        params = [p for p in phase.params if p.grad is not None]
-        sharded = [parallel.local(p.grad) for p in params if parallel.sharded(p.grad)]
-        whole = [p.grad for p in params if not parallel.sharded(p.grad)]
+        found = [p.grad for p in phase.params if p.grad is not None]
+        sharded = [parallel.local(grad) for grad in found if parallel.sharded(grad)]
+        whole = [grad for grad in found if not parallel.sharded(grad)]
         parallel.add_([total, count, *whole])
         # FSDP has averaged over ranks what is to be summed.
         groups = [(sharded, float(parallel.world() / count)), (whole, float(1.0 / count))]
