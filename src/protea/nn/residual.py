@@ -3,13 +3,15 @@ r"""A residual perceptron whose blocks are modulated by time and label: the netw
     h <- h + gate(c) * W_2 silu(W_1 (LN(h) (1 + scale(c)) + shift(c)))
 
 is adaLN-Zero (Peebles & Xie 2023, "Scalable diffusion models with transformers"): the gates and the last layer start
-at zero, so the untrained network is exactly 0.
+at zero, so the untrained network is exactly 0. Beside x it sees sin(2^j x) and cos(2^j x), without which a perceptron
+is slow to learn sharp functions of few inputs (Tancik et al. 2020, "Fourier features").
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from protea.nn.embedding import Conditioning
@@ -43,6 +45,7 @@ class ModulatedMLP(nn.Module):
         width: of the hidden layers, even.
         depth: blocks.
         classes: labels; 0 for none.
+        octaves: of the Fourier features of x, j = 0 .. octaves-1; 0 for none.
 
     >>> import torch
     >>> net = ModulatedMLP((2,), width=32, depth=2)
@@ -50,11 +53,13 @@ class ModulatedMLP(nn.Module):
     0.0
     """
 
-    def __init__(self, event: tuple[int, ...], width: int = 256, depth: int = 4, classes: int = 0) -> None:
+    def __init__(
+        self, event: tuple[int, ...], width: int = 256, depth: int = 4, classes: int = 0, octaves: int = 3
+    ) -> None:
         super().__init__()
-        self.event, size = tuple(event), math.prod(event)
+        self.event, self.octaves, size = tuple(event), octaves, math.prod(event)
         self.condition = Conditioning(64, width, classes)
-        self.first = nn.Linear(size, width)
+        self.first = nn.Linear(size * (1 + 2 * octaves), width)
         self.blocks = nn.ModuleList(ModulatedBlock(width, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
@@ -66,7 +71,9 @@ class ModulatedMLP(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, *event) from x_t (B, *event), t (B,) in [0, 1] and y (B,) in 0 .. classes or None."""
         c = self.condition(t, y)
-        h = self.first(x_t.flatten(1))
+        x = x_t.flatten(1)
+        waves = [wave(2.0**j * x) for j in range(self.octaves) for wave in (torch.sin, torch.cos)]
+        h = self.first(torch.cat((x, *waves), 1))
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.modulation(nn.functional.silu(c)).chunk(2, 1)

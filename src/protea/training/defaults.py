@@ -11,6 +11,7 @@ from protea.models.adversarial.wgan import WGAN
 from protea.models.autoregressive.ngram import NGram
 from protea.models.autoregressive.transformer import Transformer
 from protea.models.diffusion.gaussian import GaussianDiffusion
+from protea.models.flow.spline_coupling import Flow
 from protea.models.latent.vae import VAE
 from protea.models.lifted import Lifted
 from protea.objectives.adversarial import critic_loss, generator_loss
@@ -70,7 +71,14 @@ def _ngram(model: NGram, *, budget: Budget | None = None, seed: int = 0, **optio
 
 @default_learner.register
 def _vae(model: VAE, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    return Gradient(model, [Phase("elbo", list(model.parameters()), negative_elbo(model))], **options)
+    parts = {"optimizer": adamw(2e-3)}
+    return Gradient(model, [Phase("elbo", list(model.parameters()), negative_elbo(model))], **(parts | options))
+
+
+@default_learner.register
+def _flow(model: Flow, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    parts = {"optimizer": adamw(2e-3)}
+    return Gradient(model, [Phase("nll", list(model.parameters()), nll(model))], **(parts | options))
 
 
 @default_learner.register

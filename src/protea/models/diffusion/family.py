@@ -81,7 +81,8 @@ def network_for(event: tuple[int, ...], classes: int, config: DiffusionConfig) -
         )
     if len(event) == 3 and kind != "mlp":
         return UNet(event[0], [config.width * m for m in config.multipliers], config.depth, classes)
-    return ModulatedMLP(event, config.width, config.depth, classes)
+    octaves = 3 if math.prod(event) <= 16 else 2  # fine detail is drowned in the noise of many dimensions
+    return ModulatedMLP(event, config.width, config.depth, classes, octaves)
 
 
 def gaussian_diffusion(event: tuple[int, ...], classes: int, config: DiffusionConfig) -> GaussianDiffusion:
