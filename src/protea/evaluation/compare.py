@@ -8,6 +8,7 @@ A model that fails is a row that says why. Everything finished is kept: the same
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -216,7 +217,6 @@ class _Table:
             )
             for i, run in enumerate(runs)
         ]
-        reproduce = " && ".join(compare_child.command(w) for w in words)
         for run, arguments in zip(runs, words):
             tick = time.perf_counter()
             try:
@@ -235,16 +235,20 @@ class _Table:
                 found.append(judge_folder(run, self.judge, plane=self.plane, seed=int(arguments[6]), peak_mb=peak))
                 plan.overheads.append(time.perf_counter() - tick - (found[-1].cost["fit_s"] or 0.0))
             except _Failed as failure:
-                self._add(failed_row(entry.name, entry.family, str(failure), str(runs[0]), reproduce))
+                self._add(failed_row(entry.name, entry.family, str(failure), str(runs[0]), _reproduce(words, runs)))
                 return
             except (ProteaError, ArithmeticError, RuntimeError, ValueError) as error:
                 reason = error.cause if isinstance(error, ProteaError) else f"{type(error).__name__}: {error}"
                 said = reason.splitlines()[0].rstrip(".")[:200] if reason.strip() else type(error).__name__
-                self._add(failed_row(entry.name, entry.family, said, str(runs[0]), reproduce))
+                self._add(failed_row(entry.name, entry.family, said, str(runs[0]), _reproduce(words, runs)))
                 return
         write_exhibit(self.folder, entry.name, found[0].exhibit)
         floor, ceiling = self._ends()
-        self._add(model_row(entry.name, entry.family, found, floor, ceiling, run=str(runs[0]), reproduce=reproduce))
+        self._add(
+            model_row(
+                entry.name, entry.family, found, floor, ceiling, run=str(runs[0]), reproduce=_reproduce(words, runs)
+            )
+        )
 
     def _stale(self, run: Path, plan: _Plan, seed: int) -> bool:
         """Whether the folder holds a run of other data, another seed or another budget."""
@@ -315,6 +319,16 @@ def _size(entry: Entry, dataset: Dataset, seconds: float) -> tuple[bool, int]:
 def _begun(run: Path) -> Budget | None:
     """The budget of a run that is there already."""
     return Budget(**read_config(run)["budget"]) if (run / "config.json").exists() else None
+
+
+def _reproduce(words: Sequence[Sequence[str]], runs: Sequence[Path]) -> str:
+    """The commands of a row, with the settings that were chosen: a suggestion may depend on the machine's pace."""
+    pinned = []
+    for arguments, run in zip(words, runs):
+        chosen = read_config(run)["config"] if (run / "config.json").exists() else {}
+        sets = [w for k, v in chosen.items() for w in ("--set", f"{k}={v if isinstance(v, str) else json.dumps(v)}")]
+        pinned.append(compare_child.command([*arguments, *sets]))
+    return " && ".join(pinned)
 
 
 def _remove_run(run: Path) -> None:
