@@ -143,3 +143,29 @@ def test_compiled_networks_learn_the_same() -> None:
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
     assert weights[0].keys() == weights[1].keys(), "names do not change, so that runs open either way"
     assert max(float((weights[0][n] - weights[1][n]).abs().max()) for n in weights[0]) < 1e-6
+
+
+def test_dropout_belongs_to_the_row() -> None:
+    """Microbatches of a model with dropout give the gradient of the whole batch."""
+    from protea.nn.mlp import ResidualMLP
+
+    class Net(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.net = ResidualMLP(3, 1, width=8, depth=2, dropout=0.5).double()
+
+        def draw(self, rng: Streams, cond: torch.Tensor | None = None) -> torch.Tensor:
+            return self.net(rng.normal(3, dtype=torch.float64))
+
+    x = Streams(0, 12).normal(3, dtype=torch.float64)
+    ends = []
+    for microbatch in (None, 5):
+        model = Net()
+        loss = lambda batch, m=model: Loss((m.net(batch.x) ** 2).sum(), len(batch.x))  # noqa: E731
+        learner = Gradient(model, [Phase("fit", list(model.parameters()), loss)], ema=None, microbatch=microbatch)
+        for step in range(3):
+            learner.step(Batch(x, None, Streams(step, 12)))
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*ends, rtol=0, atol=1e-12)
+    assert not torch.allclose(ends[0], torch.cat([p.detach().flatten() for p in Net().parameters()]))

@@ -91,7 +91,7 @@ class LiveTable:
         for head in ("model", "from real", "likelihood", "copies", "fit"):
             table.add_column(head, no_wrap=True)
         table.add_column("verdict", ratio=1)
-        for row in sort_rows(list(self.rows)):
+        for row in sort_rows([dict(row) for row in self.rows]):
             style = "dim" if row["kind"] == "null" else ""
             *cells, verdict = self._cells(row)
             words = Text(verdict, STYLES[tone(row["verdict"])] if row["kind"] == "model" else "dim")

@@ -132,7 +132,7 @@ def ranked(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     by = "gap" if any("gap" in rows[i]["metrics"] for i in models) else "c2st_accuracy"
     figures = [_figure(rows[i]["metrics"].get(by)) for i in models]
     if by == "c2st_accuracy":  # below one half is luck
-        figures = [None if f is None else Figure(*(max(v, 0.5) for v in (f.value, f.low, f.high))) for f in figures]
+        figures = [None if f is None else Figure(max(f.value, 0.5), max(f.low, 0.5), max(f.high, 0.5)) for f in figures]
     places = dict(zip(models, shared_ranks(figures)))
     done = [{**row, "rank": list(place) if (place := places.get(i)) else None} for i, row in enumerate(rows)]
     return done, by

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from protea.nn.dropout import Dropout
+
 
 class ResidualMLP(nn.Module):
     """h = W x + E[y];  h = h + W_2 a(W_1 a(h)), `depth` times;  out = V a(h).
@@ -39,7 +41,7 @@ class ResidualMLP(nn.Module):
         self.embed = nn.Embedding(classes, width) if classes else None
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                activation(), nn.Linear(width, width), activation(), nn.Dropout(dropout), nn.Linear(width, width)
+                activation(), nn.Linear(width, width), activation(), Dropout(dropout), nn.Linear(width, width)
             )
             for _ in range(depth)
         )

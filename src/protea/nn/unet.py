@@ -8,6 +8,7 @@ convolution. Attention follows each block of the levels where it is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +119,8 @@ class UNet(nn.Module):
             self.up.append(stage)
         self.norm, self.last = nn.GroupNorm(groups, width), nn.Conv2d(width, channels, 3, padding=1)
         for layer in (self.last, *(m.conv_2 for m in self.modules() if isinstance(m, ResidualBlock2D))):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, C, H, W) from x_t (B, C, H, W), t (B,) in [0, 1] and y (B,) in 0 .. classes or None."""
@@ -128,7 +129,7 @@ class UNet(nn.Module):
         c = self.condition(t, y)
         h = self.first(nn.functional.pad(x_t, (0, pad[0], 0, pad[1]), mode="replicate") if any(pad) else x_t)
         skips = [h]
-        for stage in self.down:
+        for stage in cast("list[nn.ModuleDict]", self.down):
             for block, attention in zip(stage["blocks"], stage["attention"]):
                 h = attention(block(h, c))
                 skips.append(h)
@@ -136,7 +137,7 @@ class UNet(nn.Module):
                 h = stage["resample"](h)
                 skips.append(h)
         h = self.middle[2](self.middle[1](self.middle[0](h, c)), c)
-        for stage in self.up:
+        for stage in cast("list[nn.ModuleDict]", self.up):
             for block, attention in zip(stage["blocks"], stage["attention"]):
                 h = attention(block(torch.cat((h, skips.pop()), 1), c))
             if "resample" in stage:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from protea.core import Batch, Learner, Loss, Model, Phase
 from protea.errors import ConfigError, Diverged
+from protea.nn.dropout import dropout_noise
 from protea.training import ema as averages
 from protea.training import parallel
 from protea.training.optim import AdamW, Optimizer, OptimizerFactory, adamw
@@ -40,7 +41,8 @@ class Objective(nn.Module):
         self.model, self.losses = model, list(losses)
 
     def forward(self, phase: int, batch: Batch) -> Loss:
-        return self.losses[phase](batch)
+        with dropout_noise(batch.rng.child("dropout")):
+            return self.losses[phase](batch)
 
 
 class Gradient(Learner):

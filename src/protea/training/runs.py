@@ -24,14 +24,22 @@ from protea.training.run import build, create_run, find, read_config
 class Data(Protocol):
     """What of `protea.data.Dataset` a run needs."""
 
-    name: str
-    source: str
-    space: Space
-    train: Rows
-    validation: Rows
-    fingerprint: str
-    split_hash: str
-    target: str | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def space(self) -> Space: ...
+    @property
+    def train(self) -> Rows: ...
+    @property
+    def validation(self) -> Rows: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def split_hash(self) -> str: ...
+    @property
+    def target(self) -> str | None: ...
 
 
 def fit_run(

@@ -34,6 +34,9 @@ class SplineCoupling(Bijection):
         bound: the splines act on [-bound, bound].
     """
 
+    order: Tensor
+    back: Tensor
+
     def __init__(self, mask: Tensor, conditioner: nn.Module, *, bins: int = 8, bound: float = 5.0) -> None:
         super().__init__()
         self.conditioner, self.bins, self.bound = conditioner, bins, bound

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,14 +126,15 @@ def wgan(event: tuple[int, ...], classes: int, config: WGANConfig) -> WGAN:
     torch.Size([3])
     """
     leaky: Callable[[], nn.Module] = partial(nn.LeakyReLU, 0.2)
+    sizes: dict[str, Any] = {"width": config.width, "depth": config.depth, "classes": classes}
     generator: nn.Module
     critic: nn.Module
     if config.channels and is_convolutional(event):
-        sizes = {"channels": config.channels, "width": config.width, "depth": config.depth, "classes": classes}
+        sizes["channels"] = config.channels
         generator = _Bounded(ConvDecoder(config.latent, event, activation=nn.ReLU, **sizes))
         critic = ConvEncoder(event, 1, activation=leaky, **sizes)
     else:
-        dim, sizes = math.prod(event), {"width": config.width, "depth": config.depth, "classes": classes}
+        dim = math.prod(event)
         generator = ResidualMLP(config.latent, dim, activation=nn.ReLU, **sizes)
         critic = ResidualMLP(dim, 1, activation=leaky, **sizes)
     return WGAN(

@@ -39,6 +39,13 @@ class ConditionalMixture(Normalised):
         DataError: shapes that do not match, or an observed entry that is not finite.
     """
 
+    log_class: Tensor
+    log_weights: Tensor
+    mean: Tensor
+    pattern: Tensor
+    scale: Tensor
+    seen: Tensor
+
     def __init__(self, mixture: GaussianMixture, x: Tensor, observed: Tensor) -> None:
         super().__init__()
         if x.shape != observed.shape or tuple(x.shape[-len(mixture.event) :]) != mixture.event:

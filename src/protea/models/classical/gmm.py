@@ -63,6 +63,9 @@ class GaussianMixture(Normalised, Countable, Conditionable):
     (torch.Size([5]), torch.Size([3, 2]))
     """
 
+    class_prior: Tensor
+    origin: Tensor
+
     def __init__(
         self, event: tuple[int, ...], k: int, covariance: str = "full", classes: int = 0, reg_covar: float = 1e-6
     ) -> None:

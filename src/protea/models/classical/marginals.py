@@ -45,6 +45,21 @@ class Marginals(Normalised, Countable, Conditionable):
         ConfigError: a setting that is not positive, or a space of tokens.
     """
 
+    binned: Tensor
+    field: Tensor
+    first: Tensor
+    grid: Tensor
+    high: Tensor
+    low: Tensor
+    missing: Tensor
+    own: Tensor
+    start: Tensor
+    step: Tensor
+    unit: Tensor
+    class_prior: Tensor
+    edges: Tensor
+    tails: Tensor
+
     def __init__(self, space: Space, bins: int = 64, smoothing: float = 1.0) -> None:
         super().__init__()
         if space.kind not in ENTRY.suits:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +169,7 @@ def vae(event: tuple[int, ...], classes: int, config: VAEConfig) -> VAE:
     if config.scale not in ("predicted", "shared"):
         raise ConfigError(f"scale is {config.scale!r}.", 'Choose "predicted" or "shared".')
     per_entry = 2 if config.scale == "predicted" else 1
-    sizes = {"width": config.width, "depth": config.depth, "classes": classes}
+    sizes: dict[str, Any] = {"width": config.width, "depth": config.depth, "classes": classes}
     encoder: nn.Module
     decoder: nn.Module
     if config.channels and is_convolutional(event):
