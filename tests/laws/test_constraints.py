@@ -123,7 +123,7 @@ def test_missing_parts_make_missing_totals():
     frame = pd.DataFrame({"a": [1.0, np.nan, 3.0], "b": [1.0, 2.0, 5.0], "c": [2.0, np.nan, 8.0]})
     space = Table.infer(frame, constraints=[Sum("c", ("a", "b"))])
     pd.testing.assert_frame_equal(space.decode(space.encode(frame)), frame)
-    with pytest.raises(ConstraintError, match="1 rows of the data.*rows 1"):
+    with pytest.raises(ConstraintError, match=r"1 rows of the data.*rows 1"):
         Table.infer(frame.assign(c=[2.0, 2.0, 8.0]), constraints=[Sum("c", ("a", "b"))])
 
 

@@ -8,7 +8,7 @@ convolution. Attention follows each block of the levels where it is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,7 @@ class UNet(nn.Module):
         c = self.condition(t, y)
         h = self.first(nn.functional.pad(x_t, (0, pad[0], 0, pad[1]), mode="replicate") if any(pad) else x_t)
         skips = [h]
-        for stage in cast("list[nn.ModuleDict]", self.down):
+        for stage in cast(Any, self.down):
             for block, attention in zip(stage["blocks"], stage["attention"]):
                 h = attention(block(h, c))
                 skips.append(h)
@@ -137,7 +137,7 @@ class UNet(nn.Module):
                 h = stage["resample"](h)
                 skips.append(h)
         h = self.middle[2](self.middle[1](self.middle[0](h, c)), c)
-        for stage in cast("list[nn.ModuleDict]", self.up):
+        for stage in cast(Any, self.up):
             for block, attention in zip(stage["blocks"], stage["attention"]):
                 h = attention(block(torch.cat((h, skips.pop()), 1), c))
             if "resample" in stage:

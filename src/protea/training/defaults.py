@@ -71,13 +71,13 @@ def _ngram(model: NGram, *, budget: Budget | None = None, seed: int = 0, **optio
 
 @default_learner.register
 def _vae(model: VAE, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    parts = {"optimizer": adamw(2e-3)}
+    parts: dict[str, Any] = {"optimizer": adamw(2e-3)}
     return Gradient(model, [Phase("elbo", list(model.parameters()), negative_elbo(model))], **(parts | options))
 
 
 @default_learner.register
 def _flow(model: Flow, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    parts = {"optimizer": adamw(2e-3)}
+    parts: dict[str, Any] = {"optimizer": adamw(2e-3)}
     return Gradient(model, [Phase("nll", list(model.parameters()), nll(model))], **(parts | options))
 
 
