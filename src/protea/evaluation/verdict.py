@@ -8,6 +8,7 @@ from typing import Any
 from protea.evaluation.figure import Figure
 
 FAIR = 0.75  # a classifier that is right less often than this still leaves much in common
+FEW = 30  # held-out rows below which a classifier decides nothing
 
 
 def verdict(
@@ -45,9 +46,14 @@ def verdict(
 
 def _closeness(accuracy: Figure, real: Figure | None) -> str:
     share = _percent(accuracy.value)
-    if accuracy.low <= max(0.5, real.high if real else 0.5) and accuracy.value < FAIR:
+    n = accuracy.protocol.get("n_real")
+    if isinstance(n, int) and n < FEW:
+        return f"undecided: only {n} held-out rows to compare with (a classifier is {share} right)"
+    ceiling = max(0.5, real.value if real else 0.5)  # real rows of a small or shifting set may be told apart too
+    within = accuracy.low <= max(ceiling, real.high if real else 0.5)
+    if within and accuracy.value < ceiling + FAIR - 0.5:
         return f"good: indistinguishable from held-out data by a classifier ({share} right, 50 % is a guess)"
-    if accuracy.value < FAIR:
+    if accuracy.value < ceiling + FAIR - 0.5:
         return f"fair: a classifier tells samples from data with {share} accuracy"
     return f"poor: a classifier tells samples from data with {share} accuracy"
 

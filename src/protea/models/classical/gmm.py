@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +38,8 @@ from protea.space import Rows, Space
 from protea.transforms.relaxations import relaxation_for
 
 Joint = Callable[[Tensor], Tensor]
+SEARCH_ROWS, SEARCH_STEPS = 10_000, 10  # of the search for k
+OPERATIONS_PER_SECOND = 8e9  # of EM in float64 on one core, by which the search is kept within its share
 EMPTY = 1e-10  # rows: a component with less is not used by any row
 
 
@@ -316,39 +317,41 @@ def build(space: Space, config: GMMConfig) -> Model:
 def suggest(space: Space, rows: Rows, seconds: float) -> GMMConfig:
     """k and the covariance of lowest BIC after a few EM steps on a subsample, k = 1, 2, 4 ... while BIC falls.
 
-    Searches for at most a tenth of the budget, shared by the kinds of covariance. A tied one is tried up to 1,024
-    dimensions and full ones up to 100; beyond that diagonal ones are all that is affordable.
+    The search may cost about a tenth of the budget, shared by the kinds of covariance. It counts operations rather
+    than time, so that the same data and budget give the same mixture on every machine. A tied covariance is tried up
+    to 1,024 dimensions and full ones up to 100; beyond that diagonal ones are all that is affordable.
     """
-    now, classes = perf_counter(), len(space.classes)
+    classes = len(space.classes)
     relaxation = relaxation_for(space)
-    rows = rows[permutation(len(rows), 0, "gmm suggest")[:20_000]]
+    rows = rows[permutation(len(rows), 0, "gmm suggest")[:SEARCH_ROWS]]
     relaxation.fit(rows.x)
     v, _ = relaxation.lift(rows.x, Streams(0, rows.ids))
     lifted = Rows(v, rows.y if classes else None, rows.ids)
     d = math.prod(relaxation.event)
     kinds = ["diag"] + ["tied"] * (d <= 1024) + ["full"] * (d <= 100)
     best, lowest = GMMConfig(k=1, covariance="diag"), math.inf
-    for place, kind in enumerate(kinds, 1):
-        stop = now + 0.1 * seconds * place / len(kinds)
+    for kind in kinds:
+        left = 0.1 * seconds * OPERATIONS_PER_SECOND / len(kinds)
         k, previous = 1, math.inf
         while k <= max(1, min(256, len(v) // (2 * max(classes, 1)))):
+            left -= SEARCH_STEPS * len(v) * k * d * (8 if kind == "diag" else 4 * d)
+            if left < 0 and k > 1:
+                break
             config = replace(best, k=k, covariance=kind)
-            bic = _short_fit(config, lifted, classes, stop)
+            bic = _short_fit(config, lifted, classes)
             if bic < lowest:
                 best, lowest = config, bic
-            if bic >= previous or perf_counter() > stop:
+            if bic >= previous:
                 break
             k, previous = 2 * k, bic
     return best
 
 
-def _short_fit(config: GMMConfig, rows: Rows, classes: int, stop: float, steps: int = 10) -> float:
+def _short_fit(config: GMMConfig, rows: Rows, classes: int) -> float:
     model = GaussianMixture(tuple(rows.x.shape[1:]), config.k, config.covariance, classes, config.reg_covar)
     model.initialise(rows)
-    for _ in range(steps):
+    for _ in range(SEARCH_STEPS):
         model.maximise(model.expect(rows.x, rows.y))
-        if perf_counter() > stop:
-            break
     return model.bic(rows.x, rows.y)
 
 
