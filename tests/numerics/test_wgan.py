@@ -114,13 +114,16 @@ def test_it_claims_no_likelihood():
 @pytest.mark.slow
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_critic_measures_a_shift(shift, evidence):
-    """Against a generator frozen at N(0, 0.1), the critic's estimate is the distance to N(shift, 0.1)."""
+    """Against a generator frozen at N(0, 0.1), the critic's estimate is the distance to N(shift, 0.1).
+
+    A critic of slope s gains s W - lambda (s - 1)^2, most at s = 1 + W / (2 lambda): lambda 50 keeps that within 3 %.
+    """
 
     class Narrow(torch.nn.Module):
         def forward(self, z, y=None):
             return 0.1 * z
 
-    model = wgan((1,), 0, WGANConfig(latent=1, width=64, depth=1, channels=0))
+    model = wgan((1,), 0, WGANConfig(latent=1, width=64, depth=1, channels=0, penalty=50.0))
     model.generator = Narrow()
     critic = torch.optim.Adam(model.critic_parameters(), 1e-3, betas=(0.0, 0.9))
     loss = critic_loss(model)

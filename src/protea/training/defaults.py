@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import singledispatch
 from typing import Any
 
@@ -69,15 +70,20 @@ def _ngram(model: NGram, *, budget: Budget | None = None, seed: int = 0, **optio
     return EM(model, epochs=1)  # counting: one pass is exact
 
 
+def _images(event: tuple[int, ...]) -> int | None:
+    """Rows of a batch of large images, whose steps cost by the row; otherwise the loop chooses."""
+    return 64 if len(event) == 3 and math.prod(event) > 256 else None
+
+
 @default_learner.register
 def _vae(model: VAE, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    parts: dict[str, Any] = {"optimizer": adamw(2e-3)}
+    parts: dict[str, Any] = {"optimizer": adamw(2e-3), "batch_size": _images(model.event)}
     return Gradient(model, [Phase("elbo", list(model.parameters()), negative_elbo(model))], **(parts | options))
 
 
 @default_learner.register
 def _flow(model: Flow, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
-    parts: dict[str, Any] = {"optimizer": adamw(2e-3)}
+    parts: dict[str, Any] = {"optimizer": adamw(2e-3), "batch_size": _images(model.event)}
     return Gradient(model, [Phase("nll", list(model.parameters()), nll(model))], **(parts | options))
 
 
@@ -90,7 +96,8 @@ def _wgan(model: WGAN, *, budget: Budget | None = None, seed: int = 0, **options
     ]
     rates = {"critic": model.critic_rate, "generator": model.generator_rate}
     adam = {name: adamw(rate, weight_decay=0.0, betas=(0.0, 0.9)) for name, rate in rates.items()}
-    parts: dict[str, Any] = {"optimizer": adam, "clip": None, "schedule": warmup_cosine(floor=0.1), "batch_size": 64}
+    size = 64 if len(model.event) == 3 else 128  # images cost by the row, vectors by the step
+    parts: dict[str, Any] = {"optimizer": adam, "clip": None, "schedule": warmup_cosine(floor=0.1), "batch_size": size}
     return Gradient(model, phases, **(parts | options))
 
 

@@ -81,14 +81,15 @@ class Whiten(Bijection):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Set mean and scale from rows x (N, D)."""
-        x = x.double()
+        x = x[:: 1 + int(len(x) * x.shape[1] ** 2 / 1e11)].double()  # seconds at most, not minutes
         self.mean.copy_(x.mean(0))
         deviation = x.std(0, correction=0).clamp(min=1e-4)  # a constant entry keeps a finite density
         if self.scale.ndim == 1:
             self.scale.copy_(deviation)
             return
         u = (x - x.mean(0)) / deviation
-        correlation = (u.T @ u / len(u)).fill_diagonal_(1.0)
+        u = u.float() if x.shape[1] > 512 else u
+        correlation = (u.T @ u / len(u)).double().fill_diagonal_(1.0)
         eye = torch.eye(len(deviation), dtype=x.dtype, device=x.device)
         # Fewer rows than entries leave the matrix singular: shrink it towards the identity.
         shrink = self.jitter + x.shape[1] / (len(x) + x.shape[1]) * 1e-2

@@ -150,7 +150,8 @@ def suggest(space: Space, train: Rows, seconds: float) -> WGANConfig:
     event = relaxation_for(space).event
     dim = math.prod(event)
     if is_convolutional(event):
-        return WGANConfig(latent=32 if dim < 1000 else 64, width=128 if dim < 1000 else 256, depth=1, channels=16)
+        short = dim > 256 and seconds <= 120  # a step of a large image must stay affordable
+        return WGANConfig(latent=32 if dim < 1000 else 64, width=128, depth=1, channels=8 if short else 16)
     return WGANConfig(
         latent=max(4, min(2 * dim, 64)), width=128 if seconds <= 60 or dim <= 8 else 256, depth=1, channels=0,
         penalty=1.0, critic_rate=2e-3,

@@ -27,6 +27,8 @@ from protea.transforms.coupling import SplineCoupling, halves
 from protea.transforms.linear import LULinear, Permute, Whiten
 from protea.transforms.spline import parameters_per_spline
 
+WHITENED = 4096  # entries up to which the whole covariance is whitened; beyond, its diagonal
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -38,7 +40,7 @@ class FlowConfig:
         depth: residual blocks of a conditioner.
         bins: bins of each spline.
         bound: splines act on [-bound, bound], in standard deviations; beyond it they are the identity.
-        mixing: "lu" (learned linear maps, full whitening) or "permutation" (fixed, for thousands of entries).
+        mixing: "lu" (learned linear maps) or "permutation" (fixed, for hundreds of entries and more).
         dropout: in the conditioners.
         seed: of the permutations.
     """
@@ -114,7 +116,7 @@ def spline_flow(event: tuple[int, ...], classes: int, config: FlowConfig) -> Flo
             classes=classes, dropout=config.dropout, gain=1e-2,
         )  # fmt: skip
         parts.append(SplineCoupling(mask, net, bins=config.bins, bound=config.bound))
-    return Flow(event, Whiten(dim, full=config.mixing == "lu"), Chain(parts), classes)
+    return Flow(event, Whiten(dim, full=dim <= WHITENED), Chain(parts), classes)
 
 
 def suggest(space: Space, train: Rows, seconds: float) -> FlowConfig:
@@ -123,7 +125,7 @@ def suggest(space: Space, train: Rows, seconds: float) -> FlowConfig:
 
     dim = math.prod(relaxation_for(space).event)
     small = len(train) < 1000  # few rows: fewer weights, and dropout against overfitting
-    if dim > 800:
+    if dim > 256:
         return FlowConfig(transforms=4, width=128, depth=1, bins=4, mixing="permutation", dropout=0.1)
     if dim > 24:
         return FlowConfig(transforms=4, width=128, depth=1, bins=4 if dim > 100 else 8, dropout=0.2 if small else 0.1)

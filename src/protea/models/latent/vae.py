@@ -190,8 +190,11 @@ def suggest(space: Space, train: Rows, seconds: float) -> VAEConfig:
     event = relaxation_for(space).event
     dim, small = math.prod(event), len(train) < 1000
     if is_convolutional(event):
-        large = dim > 3 * 32 * 32
-        return VAEConfig(latent=16 if dim <= 100 else 32 if not large else 64, width=256, depth=1, channels=16)
+        large, short = dim > 256, seconds <= 120  # a step of a large image must stay affordable
+        return VAEConfig(
+            latent=32 if large else 16, width=128 if large and short else 256, depth=1,
+            channels=8 if large and short else 16,
+        )  # fmt: skip
     return VAEConfig(
         latent=max(2, min(dim, 32)), width=128 if small else 256, depth=2, channels=0, dropout=0.1 if small else 0.0
     )
