@@ -89,7 +89,11 @@ class VAE(Bounded, Encodes):
 
     @torch.no_grad()
     def initialise(self, rows: Rows, seed: int = 0) -> None:
-        self.log_scale.copy_(rows.x.flatten(1).double().std(0, correction=0).log().clamp(min=LOWEST + 1))
+        # One scale for all entries, well below their spread. At the spread itself noise explains the data at
+        # once and the latent variables are never used; with one scale for each entry, those that are nearly
+        # constant outweigh all others.
+        spread = rows.x.flatten(1).double().var(0, correction=0).mean().sqrt()
+        self.log_scale.fill_(max(float(spread.clamp(min=1e-9).log()) - 2, LOWEST + 1))
         if self.classes:
             self.class_prior.copy_(class_frequencies(rows, self.classes))
 
