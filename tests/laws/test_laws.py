@@ -334,8 +334,11 @@ def test_log_prob_is_the_chain_rule(case: Case):
 
 @where(Encodes, unlifted=True)
 def test_codes_are_of_their_own_rows(case: Case):
-    """A row is at least as likely under its own code as under another row's."""
+    """A row is more likely under its own code than under another row's, once codes had time to mean something."""
     model, _, rows = learnt(case)
+    model = copy.deepcopy(model)
+    fit(model, rows, None, budget=Budget(steps=200), judge=None, progress=None, batch_size=64)
+    model.eval()
     if isinstance(model, Lifted):
         rows, model = model.raise_rows(rows, 0), model.inner
     x, y = rows.x[:64], None if rows.y is None else rows.y[:64]
@@ -345,7 +348,7 @@ def test_codes_are_of_their_own_rows(case: Case):
         assert z.shape[0] == 64 and own.mean.shape == x.shape and own.mean.isfinite().all()
         other = model.decode(z.roll(1, 0), y)  # type: ignore[attr-defined]
         gain = (own.log_prob(x) - other.log_prob(x)).mean()
-    assert float(gain) > -0.05
+    assert float(gain) > 0
 
 
 # ---- Countable ----
