@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["MODELS", "Budget", "Run", "__version__", "compare", "fit", "load", "open"]
+__all__ = ["MODELS", "Budget", "Hardware", "Run", "__version__", "compare", "fit", "load", "open"]
 
 if TYPE_CHECKING:
     from protea.api import Run, fit, load
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from protea.evaluation.compare import compare
     from protea.models import MODELS
     from protea.training import Budget
+    from protea.training.hardware import Hardware
 
 _LAZY = {  # public name -> (module, name there)
     "open": ("protea.data", "open_data"),
@@ -32,6 +33,7 @@ _LAZY = {  # public name -> (module, name there)
     "compare": ("protea.evaluation.compare", "compare"),
     "MODELS": ("protea.models", "MODELS"),
     "Budget": ("protea.training", "Budget"),
+    "Hardware": ("protea.training.hardware", "Hardware"),
 }
 
 

@@ -23,6 +23,7 @@ from protea.space import Space
 from protea.spaces.sampling import constrained_sample
 from protea.training import Budget, fit_run, load_model, resume_run
 from protea.training import files as disk
+from protea.training.hardware import Hardware
 from protea.training.run import find, read_config
 
 if TYPE_CHECKING:
@@ -184,8 +185,8 @@ def fit(
     out: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    hardware: Hardware | None = None,
     resume: bool = True,
-    require_gpu: bool = False,
     progress: Shown | Progress | None = "auto",
     **opening: Any,
 ) -> Run:
@@ -199,8 +200,8 @@ def fit(
         out: the run folder; None: runs/DATA-MODEL.
         settings: overrides of the suggested settings, by name.
         batch_size: rows of a step.
+        hardware: device, precision, compilation, sharding (`protea.Hardware`).
         resume: continue what the folder holds, if it is the same run.
-        require_gpu: fail rather than fall back to the CPU.
         progress: what is shown meanwhile.
         opening: how to open the data: `target`, `constraints` and the options of `protea.open`.
 
@@ -229,7 +230,7 @@ def fit(
     try:
         trained, _ = fit_run(
             path, model, dict(settings or {}), dataset, budget, seed,
-            batch_size=batch_size, require_gpu=require_gpu, resume=resume, progress=progress,
+            batch_size=batch_size, hardware=hardware, resume=resume, progress=progress,
         )  # fmt: skip
     except ProteaError:
         if not (path / "config.json").exists():  # refused before it began: leave nothing behind

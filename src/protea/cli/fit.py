@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,16 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where the run folder stopped.")] = True,
     target: Target = None,
     option: DataOption = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     require_gpu: RequireGpu = False,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, or auto: bf16 where native.")] = "fp32",
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: split weights over processes (FSDP2).")
+    ] = False,
+    microbatch: Annotated[
+        int | None, typer.Option("--microbatch", help="Rows of one pass; accumulates to the same gradient.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train one model into a run folder.
@@ -38,9 +47,10 @@ def fit(
     try:
         from protea import api
 
+        hardware = api.Hardware(device, require_gpu, cast(Any, precision), compile_, shard, microbatch)
         run = api.fit(
             model, data, budget=budget, seed=seed, out=out, settings=pairs(set_, "--set"), batch_size=batch_size,
-            resume=resume, require_gpu=require_gpu, progress="none" if json else "auto",
+            hardware=hardware, resume=resume, progress="none" if json else "auto",
             target=target, **pairs(option, "--option"),
         )  # fmt: skip
     except KeyboardInterrupt:

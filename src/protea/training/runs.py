@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +17,8 @@ from protea.training.budget import Budget
 from protea.training.checkpoint import Keeper
 from protea.training.defaults import default_learner
 from protea.training.fit import FitResult, fit
-from protea.training.precision import Precision, compiled, pick_device
+from protea.training.hardware import Hardware
+from protea.training.precision import compiled, pick_device
 from protea.training.progress import Progress
 from protea.training.run import build, create_run, find, read_config
 
@@ -46,12 +48,7 @@ def fit_run(
     run_dir: Path | str, model_name: str, config_overrides: Mapping[str, Any] | None, dataset: Data,
     budget: Budget | str | float, seed: int = 0, *,
     batch_size: int | None = None,
-    device: str = "auto",
-    require_gpu: bool = False,
-    precision: Precision = "fp32",
-    compile: bool = False,
-    shard: bool = False,
-    microbatch: int | None = None,
+    hardware: Hardware | None = None,
     resume: bool = False,
     progress: Literal["auto", "bar", "plain", "none"] | Progress | None = "auto",
     **options: Any,
@@ -63,7 +60,7 @@ def fit_run(
         model_name: of `MODELS`.
         config_overrides: settings on top of what the entry suggests for these data and this budget.
         budget: seconds count from here, building and initialising included.
-        shard: FSDP2 under torchrun; otherwise every process holds the whole model.
+        hardware: device, precision, compilation, sharding; None: `Hardware()`.
         options: further arguments of `fit` (judge, patience, checkpoint_seconds ...).
 
     Returns:
@@ -76,7 +73,8 @@ def fit_run(
     began = time.perf_counter()
     budget = Budget.parse(budget)
     run, entry = Path(run_dir), find(model_name)
-    where, _ = pick_device(device, require_gpu=require_gpu)
+    hardware = hardware or Hardware()
+    where, _ = pick_device(hardware.device, require_gpu=hardware.require_gpu)
     parallel.setup(where)
     if resume and (run / "config.json").exists():
         facts = read_config(run)
@@ -88,12 +86,12 @@ def fit_run(
                 f"{run} holds a run of {facts['model']} (seed {facts['seed']}) with other settings.",
                 "Choose another --out, or --no-resume with an empty folder.",
             )
-        return resume_run(run, dataset, device=device, require_gpu=require_gpu, progress=progress, **options)
+        return resume_run(run, dataset, device=hardware.device, require_gpu=hardware.require_gpu, progress=progress,
+                          **options)  # fmt: skip
     suggested = entry.suggest(dataset.space, dataset.train, budget.seconds or 60.0)
     config = settings.from_json(entry.config, config_overrides or {}, suggested)
     model = build(model_name, dataset.space, config, seed)
-    extras = {"batch_size": batch_size, "precision": precision, "compile": compile, "shard": shard,
-              "microbatch": microbatch, "device": where.type}  # fmt: skip
+    extras = {"batch_size": batch_size, **asdict(hardware), "device": where.type}
     facts_of_data = {"name": dataset.name, "source": dataset.source, "target": dataset.target, "n": len(dataset.train),
                      "fingerprint": dataset.fingerprint, "split_hash": dataset.split_hash}  # fmt: skip
     if parallel.rank() == 0:
