@@ -19,6 +19,7 @@ FIELDS = (
     Field("sex", "category", levels=2, missing=True),
     Field("constant", "category", levels=1),
     Field("price", "grid", step=0.01),
+    Field("town", "category", levels=40),
 )
 
 
@@ -30,8 +31,9 @@ def table(n: int, seed: int = 0) -> torch.Tensor:
     job = rng.categorical(torch.tensor([3.0, 2, 1, 0, 0]).expand(n, 1, 5)).double()
     sex = rng.categorical(torch.zeros(n, 1, 3)).double()
     sex[sex == 2] = math.nan
+    town = torch.floor(rng.uniform(1).double() * 40)
     price = torch.round(rng.normal(1).double() * 500) / 100
-    return torch.cat((age, income, job, sex, torch.zeros(n, 1).double(), price), 1)
+    return torch.cat((age, income, job, sex, torch.zeros(n, 1).double(), price, town), 1)
 
 
 def test_table_lower_undoes_lift() -> None:
@@ -39,11 +41,11 @@ def test_table_lower_undoes_lift() -> None:
     relaxation = RelaxTable(FIELDS)
     relaxation.fit(x[:2000])
     v, log_q = relaxation.lift(x, Streams(1, len(x)))
-    assert v.shape == (4000, *relaxation.event) == (4000, 3 + 1 + 3 + 2)
+    assert v.shape == (4000, *relaxation.event) == (4000, 3 + 1 + 6 + 5 + 3)
     assert log_q.isfinite().all() and v.isfinite().all()
     back = relaxation.lower(v)
     assert (back.isnan() == x.isnan()).all()
-    exact = [0, 2, 3, 4, 5]
+    exact = [0, 2, 3, 4, 5, 6]
     assert torch.allclose(back[:, exact].nan_to_num(-1), x[:, exact].nan_to_num(-1), atol=1e-9)
     assert torch.allclose(back[:, 1].nan_to_num(-1), x[:, 1].nan_to_num(-1), rtol=1e-5)
 
@@ -77,6 +79,7 @@ def test_unused_codes_lower_to_valid_ones() -> None:
     x = relaxation.lower(3 * Streams(3, 5000).normal(*relaxation.event))
     assert set(x[:, 2].unique().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
     assert set(x[:, 4].unique().tolist()) == {0.0}
+    assert set(x[:, 6].unique().tolist()) == set(range(40))
     assert x[:, 0].min() >= 0 and x[:, 0].max() <= 99
 
 

@@ -2,8 +2,11 @@ r"""The relaxation of each kind of space.
 
 Vector: standardisation, a bijection. Image: uniform dequantisation (Theis et al. 2016), scaled to [-1, 1].
 Table: each numeric column is mapped to a standard normal by its training quantiles (grid columns are first
-dequantised over their cell), and each categorical column becomes analog bits (Chen et al. 2023; the binary
-argmax surjection of Hoogeboom et al. 2021): bit b of its code is s + 0.25 eps with s = 2b - 1 and |eps| < 3.5.
+dequantised over their cell). A categorical column becomes one number for each category, -1 but for +1 at its own,
+with noise 0.25 eps, |eps| < 3.5, and the largest wins (the argmax surjection of Hoogeboom et al. 2021); a column of
+two, or of more than 32, becomes the bits of its code in the same way (their binary surjection; the analog bits of
+Chen et al. 2023). One number a category costs dimensions but keeps the error of a weak model from landing on a rare
+category that happens to share most bits with a common one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from protea.transforms.relaxation import Relaxation
 
 _MARGIN = 1e-4  # of a cell, kept free at both ends so that float32 rounding cannot cross into the next
 _BIT_SCALE, _BIT_CUT = 0.25, 3.5
+ONE_HOT = 32  # columns of more categories become bits of their code
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -75,18 +79,23 @@ class DequantiseImage(Relaxation):
 
 
 class RelaxTable(Relaxation):
-    """Quantile-normalised numbers and analog bits.
+    """Quantile-normalised numbers, and one-hot or binary codes of categories.
 
-    The dimensions of v, in order: one for each numeric column, then the bits: for each column that may be
-    missing and is numeric, one bit that says so; for each categorical column, the bits of its code (missing
-    is a code of its own). A numeric entry that is missing is filled with a standard normal. `lower` undoes
-    `lift` exactly, but for float32 rounding: of real columns, and of grids of more than about 2^18 cells.
+    The dimensions of v, in order: one for each numeric column; then the bits: for each numeric column that may be
+    missing, one that says so, and those of the codes of columns of two or of many categories; then one for each
+    category of the others. Missing is a category of its own. A numeric entry that is missing is filled with a standard
+    normal. `lower` undoes `lift` exactly, but for float32 rounding: of real columns, and of grids of more than about
+    2^18 cells.
     """
 
     numeric: Tensor  # columns
     flags: Tensor  # positions among the numeric columns
     bit_column: Tensor
     bit_place: Tensor
+    hot_column: Tensor
+    hot_code: Tensor
+    group: Tensor
+    group_column: Tensor
     code_column: Tensor
     code_levels: Tensor
     code_missing: Tensor
@@ -101,14 +110,20 @@ class RelaxTable(Relaxation):
         flags = [i for i in numeric if fields[i].missing]
         self.columns = len(fields)
         bits: list[tuple[int, int]] = [(i, 0) for i in flags]
-        codes = []  # (column, number of codes)
+        codes: list[tuple[int, int]] = []  # (column, number of codes)
+        hot: list[tuple[int, int]] = []  # (column, code) of each one-hot dimension
+        groups: list[list[int]] = []  # the dimensions of each one-hot column, among those of `hot`
         for i, f in enumerate(fields):
             if f.kind == "category":
                 levels = f.levels + int(f.missing)
                 codes.append((i, levels))
-                bits += [(i, b) for b in range(max(levels - 1, 0).bit_length())]
-        self.event = (len(numeric) + len(bits),)
-        self.exact = not bits and all(fields[i].kind == "real" for i in numeric)
+                if 2 < levels <= ONE_HOT:
+                    groups.append(list(range(len(hot), len(hot) + levels)))
+                    hot += [(i, c) for c in range(levels)]
+                else:
+                    bits += [(i, b) for b in range(max(levels - 1, 0).bit_length())]
+        self.event = (len(numeric) + len(bits) + len(hot),)
+        self.exact = not bits and not hot and all(fields[i].kind == "real" for i in numeric)
 
         def index(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64)
@@ -120,6 +135,14 @@ class RelaxTable(Relaxation):
         constant("flags", index([numeric.index(i) for i in flags]))
         constant("bit_column", index([c for c, _ in bits]))
         constant("bit_place", index([b for _, b in bits]))
+        constant("hot_column", index([c for c, _ in hot]))
+        constant("hot_code", index([k for _, k in hot]))
+        width = max(map(len, groups), default=1)  # groups are padded with a place that is never the largest
+        constant(
+            "group",
+            torch.tensor([g + [len(hot)] * (width - len(g)) for g in groups], dtype=torch.int64).reshape(-1, width),
+        )
+        constant("group_column", index([hot[g[0]][0] for g in groups]))
         constant("code_column", index([c for c, _ in codes]))
         constant("code_levels", index([k for _, k in codes]))
         constant("code_missing", torch.tensor([fields[c].missing for c, _ in codes], dtype=torch.bool))
@@ -165,7 +188,8 @@ class RelaxTable(Relaxation):
         full[:, self.numeric] = absent.long()
         codes = x[:, self.code_column]
         full[:, self.code_column] = torch.where(codes.isnan(), (self.code_levels - 1).double(), codes.double()).long()
-        return (full[:, self.bit_column] >> self.bit_place) & 1
+        bits = (full[:, self.bit_column] >> self.bit_place) & 1
+        return torch.cat((bits, (full[:, self.hot_column] == self.hot_code).long()), 1)
 
     def lower(self, v: Tensor) -> Tensor:
         count = len(self.numeric)
@@ -173,13 +197,17 @@ class RelaxTable(Relaxation):
         value = self.normal.inverse(v[:, :count].double().nan_to_num(0.0))
         value = torch.where(self.grid, torch.round(value / self.step) * self.step, value)
         value = torch.minimum(torch.maximum(value, self.low), self.high)
-        on = (v[:, count:] > 0).long()
+        n_bits = len(self.bit_column)
+        on = (v[:, count : count + n_bits] > 0).long()
         n_flags = len(self.flags)
         value[:, self.flags] = torch.where(on[:, :n_flags] == 1, math.nan, value[:, self.flags])
         x[:, self.numeric] = value
         full = torch.zeros(len(v), self.columns, dtype=torch.int64, device=v.device)
         column, place = self.bit_column[n_flags:], self.bit_place[n_flags:]
         full.index_add_(1, column, on[:, n_flags:] << place)
+        if len(self.group):
+            scores = torch.nn.functional.pad(v[:, count + n_bits :].nan_to_num(0.0), (0, 1), value=-torch.inf)
+            full[:, self.group_column] = scores[:, self.group].argmax(2)
         code = full[:, self.code_column]
         top = 1 << ((self.code_levels - 1).clamp(min=1).double().log2().floor().long())
         code = torch.where(code >= self.code_levels, code - top, code)  # an unused code drops its highest bit
