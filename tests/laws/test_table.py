@@ -177,3 +177,14 @@ def test_rows_that_do_not_fit_a_schema_are_named():
 def test_too_many_categories():
     with pytest.raises(DataError, match="120,000 distinct values"):
         Table.infer(pd.DataFrame({"a": np.arange(120_000).astype(str), "b": np.arange(120_000)}))
+
+
+def test_microseconds_of_other_centuries_come_back():
+    """A product of seconds and 10^6 rounds: 1832-12-31T23:53:20.000007 came back a microsecond early."""
+    times = pd.to_datetime(
+        ["2000-01-01", "1832-12-31T23:53:20.000007", "1700-01-01T00:00:00.000001", "2199-12-31T23:59:59.999999"],
+        format="ISO8601",
+    )
+    frame = pd.DataFrame({"t": pd.Series(times).astype("datetime64[us]")})
+    space = Table.infer(frame)
+    pd.testing.assert_frame_equal(space.decode(space.encode(frame)), frame)

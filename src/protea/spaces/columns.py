@@ -73,8 +73,15 @@ class Column:
         return Field(str(self.name), kind, levels, self.step, self.missing, self.low, self.high)
 
     def index(self, x: np.ndarray) -> np.ndarray:
-        """k of the nearest value k * step of the grid. Multiplying by 1 / step, a whole number, keeps microseconds."""
-        return np.rint(x * round(1 / self.step)) if self.step < 1 else np.rint(x / self.step)
+        """k of the nearest value k * step of the grid.
+
+        Below one, whole part and fraction are multiplied by 1 / step, a whole number, apart: the fraction is exact and
+        the product of the whole float would not be, so that microseconds survive up to 2^33 s from 1970.
+        """
+        if self.step >= 1:
+            return np.rint(x / self.step)
+        whole, parts = np.floor(x), round(1 / self.step)
+        return whole * parts + np.rint((x - whole) * parts)
 
     def snap(self, x: np.ndarray) -> np.ndarray:
         """The nearest values of the grid; reals as they are."""
