@@ -50,6 +50,7 @@ MOST_TRAIN = 40_000  # training rows searched for near copies; exact ones are lo
 WIDE = 128  # raw features beyond are reduced to their principal components
 SAMPLES = {"vector": 2000, "table": 5000, "image": 1000, "tokens": 500}  # generated for one judgement
 MODES = 8
+PATIENCE = 60.0  # seconds of sampling beyond what two-sample figures need
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,21 @@ class Judge:
         labels = None
         if prior is not None:
             labels = Streams(fold(seed, "judge-labels"), n).categorical(prior.log().expand(n, -1))
-        start = time.perf_counter()
-        samples = model.sample(n, labels, rng=fold(seed, "judge-samples"))
-        elapsed = time.perf_counter() - start
+        samples, rate = self._draw(model, n, labels, fold(seed, "judge-samples"))
+        labels = None if labels is None else labels[: len(samples)]
         found = self.evaluate(samples, labels)
         held_out = likelihood(model, self.real, {"split": self.dataset.split_hash}, k=k, seed=self.seed)
-        return Judgement(found.metrics, found.audit, held_out, n / max(elapsed, 1e-9), samples, labels)
+        return Judgement(found.metrics, found.audit, held_out, rate, samples, labels)
+
+    def _draw(self, model: Model, n: int, labels: Tensor | None, seed: int) -> tuple[Tensor, float]:
+        """Up to n samples and samples a second: what two-sample figures need, and the rest if a minute is enough."""
+        parts, first, start = [], min(n, self.n), time.perf_counter()
+        for low, high in ((0, first), (first, n)):
+            if low and (n - first) / (first / (time.perf_counter() - start)) > PATIENCE:
+                break
+            cond = None if labels is None else labels[low:high]
+            parts.append(model.sample(high - low, cond, rng=Streams(seed, torch.arange(low, high))))
+        return torch.cat(parts), sum(map(len, parts)) / max(time.perf_counter() - start, 1e-9)
 
     # --- what is fitted once
 
