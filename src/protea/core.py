@@ -158,6 +158,10 @@ class Countable(Model):
     def maximise(self, stats: Stats) -> None:
         """Set the parameters to the maximiser given the statistics of the whole data set."""
 
+    def log_prior(self) -> Tensor | float:
+        """log p(parameters) up to a constant: what `maximise` weighs beside the likelihood. Default: none."""
+        return 0.0
+
 
 class Conditionable(Model):
     """A model that can be conditioned on observed entries."""

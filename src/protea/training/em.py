@@ -4,7 +4,8 @@ One epoch adds the expected statistics of all rows under the present parameters,
 
     S_t = \sum_i E[s(x_i, z) | x_i; \theta_t],      \theta_{t+1} = \arg\max_\theta Q(\theta; S_t).
 
-The pass that computes S_t also measures the log-likelihood of theta_t, which exact EM never lowers.
+The pass that computes S_t also measures the log-likelihood of theta_t, which exact EM never lowers; with a prior on the
+parameters it is log p(x | theta) + log p(theta) that never falls.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class EM(Learner):
     @torch.no_grad()
     def end_epoch(self) -> Mapping[str, float]:
         parallel.add_([self.stats[name] for name in sorted(self.stats)])
-        log_prob = float(self.stats["log_prob"] / self.stats["count"])
+        count = float(self.stats["count"])
+        log_prob = float(self.stats["log_prob"]) / count + float(self.model.log_prior()) / count  # what EM raises
         gain = log_prob - self.log_prob
         if gain < 0:  # the last step went down: take it back
             load_weights(self.model, self.before, "the state before")

@@ -1,0 +1,90 @@
+r"""What mixtures, hidden Markov models and naive Bayes share: K distributions of one kind, computed together.
+
+A family holds K *members* p(x | k), k = 0 .. K-1, over observations of one shape. It is the components of a mixture,
+the emissions of a Markov chain's states, the class-conditional densities of a Bayes classifier. All members are
+computed at once: log-densities are (B, K), and so are the responsibilities r that statistics are weighted by.
+
+    expect     S_k = \sum_b r_{bk} E[s(x_b) | x_b observed, k]            additive over batches and ranks
+    maximise   \theta = \argmax \sum_k \langle S_k, \eta(\theta_k) \rangle + log prior(\theta)
+
+Entries of x may be unknown: `observed` (B, *event) is True where an entry counts, and the others are integrated out
+exactly. Whether NaN itself means unknown, or is a value that a member gives a probability to, is the family's to say:
+its docstring does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from protea.core import Stats
+from protea.rng import Streams
+
+Density = Callable[[Tensor, Tensor | None], Tensor]  # (x (B, *event), observed or None) -> log p(x | k), (B, members)
+
+
+class Family(nn.Module, ABC):
+    """K members of one kind of distribution, in float64.
+
+    `own`, where a method takes it, is a slice of the members: a labelled row looks at its class's members only.
+    """
+
+    members: int
+    event: tuple[int, ...]  # shape of one observation
+    width: int = 1  # entries of the largest temporary for each row and member, by which callers choose their chunks
+
+    @abstractmethod
+    def density(self, own: slice | None = None) -> Density:
+        """log p(x_observed | k) of the members in `own`, prepared once for many chunks of rows; differentiable."""
+
+    def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """log p(x_observed | k) in nats, (B, members)."""
+        return self.density()(x, observed)
+
+    @abstractmethod
+    def expect(self, x: Tensor, r: Tensor, own: slice | None = None, observed: Tensor | None = None) -> Stats:
+        """Expected sufficient statistics of rows x (B, *event) of weights r (B, len(own)); additive.
+
+        Every entry has the shape it has for all members, with zeros for those outside `own`.
+        """
+
+    @abstractmethod
+    def maximise(self, stats: Stats) -> None:
+        """Set every member to the maximiser; a member without weight, and without a prior, keeps what it has."""
+
+    @abstractmethod
+    def expected(self, stats: Stats) -> Tensor:
+        """\\sum_{b,k} r_{bk} log p(x_b | k) of the present parameters, from the statistics alone, up to a constant."""
+
+    @abstractmethod
+    def initialise(self, x: Tensor, r: Tensor, observed: Tensor | None = None) -> None:
+        """Start from weights r (B, members), usually of a clustering. Clusters of few rows must not start as spikes."""
+
+    @abstractmethod
+    def draw(self, rng: Streams, which: Tensor) -> Tensor:
+        """One observation of the member `which` (B,) of each row, (B, *event)."""
+
+    @abstractmethod
+    def complete(self, rng: Streams, x: Tensor, observed: Tensor, which: Tensor) -> Tensor:
+        """x with its unobserved entries drawn from p(x_u | x_o, member which), (B, *event)."""
+
+    @abstractmethod
+    def fill(self, x: Tensor, observed: Tensor) -> Tensor:
+        """E[x | x_o, k] of every member, (B, members, *event); of a category, its probabilities' mode is not a mean:
+        such families return the most probable value."""
+
+    @abstractmethod
+    def free(self) -> int:
+        """Number of free parameters, for BIC."""
+
+    def log_prior(self) -> Tensor:
+        """log prior of the present parameters, up to a constant; 0 without one."""
+        return torch.zeros((), dtype=torch.float64)
+
+    def split(self, heavy: int, empty: int, length: float) -> bool:
+        """Make `empty` a second copy of `heavy`, the two displaced by +-length so that the expected log-likelihood
+        falls by at most n length^2 / 2 nats; False where the family knows no such displacement."""
+        return False
