@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from protea.data import open_data
 from protea.errors import DataError
 from protea.spaces import Table, space_from_json
 
@@ -188,3 +189,25 @@ def test_microseconds_of_other_centuries_come_back():
     frame = pd.DataFrame({"t": pd.Series(times).astype("datetime64[us]")})
     space = Table.infer(frame)
     pd.testing.assert_frame_equal(space.decode(space.encode(frame)), frame)
+
+
+def test_the_target_is_remembered():
+    frame = pd.DataFrame({"size": [1.5, 2.25, 3.1], "kind": ["a", "b", "a"]})
+    space = Table.infer(frame, target="kind")
+    assert (space.target, space.target_index) == ("kind", 1)
+    written = json.loads(json.dumps(space.to_json()))
+    assert Table.from_json(written) == space
+    del written["target"]  # as older versions wrote it
+    assert Table.from_json(written).target is None
+    assert Table.infer(frame).target_index is None
+    with pytest.raises(DataError, match="no column 'kid'"):
+        Table(space.columns, target="kid")
+
+
+def test_the_target_survives_opening():
+    data = open_data("iris")
+    assert data.space.target == data.target == "species"
+    again = open_data("iris", space=data.space)
+    assert again.target == "species"
+    other = open_data(data.space.decode(data.train.x), space=Table(data.space.columns), target="species")
+    assert other.space.target == other.target == "species"

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,8 @@ def load_table(
         raise DataError(f"{source} holds no rows.", "Give a table with rows.")
     frame = frame.drop(columns=list(drop)).reset_index(drop=True)
     if space is not None:
+        space = space if target is None else replace(space, target=target)
+        target = space.target
         return Loaded(name, source, space, space.encode(frame), target=target, notes=tuple(notes))
     empty = [column for column in frame.columns if frame[column].isna().all()]
     if empty:

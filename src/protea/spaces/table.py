@@ -49,6 +49,7 @@ class Table(Space):
     Args:
         columns: the user's columns, in order.
         constraints: what holds in every row.
+        target: the column of labels, which stays an entry like any other; None where no column is one.
 
     >>> frame = pd.DataFrame({"age": [31, 45, 27], "city": ["Bonn", None, "Ulm"], "paid": [True, False, True]})
     >>> space = Table.infer(frame)
@@ -60,6 +61,7 @@ class Table(Space):
 
     columns: tuple[Column, ...]
     constraints: tuple[Constraint, ...] = ()
+    target: Any = None
     kind: ClassVar[str] = "table"
     dtype: ClassVar[torch.dtype] = torch.float64
     classes: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]  # labels are columns of the table
@@ -70,6 +72,8 @@ class Table(Space):
         if not self.columns:
             raise DataError("A table needs at least one column.")
         check_consistent(self.constraints, self.by_name)
+        if self.target is not None and self.target not in self.by_name:
+            raise DataError(f"There is no column {self.target!r}.", nearest(str(self.target), self.by_name))
 
     @classmethod
     def infer(
@@ -118,7 +122,7 @@ class Table(Space):
         values = {n: found[n].encode(frame[n]) for n in frame.columns}
         for c in wanted:
             _refuse(c, violated(c, values, found), "the data")
-        return cls(tuple(found.values()), wanted)
+        return cls(tuple(found.values()), wanted, target)
 
     @cached_property
     def by_name(self) -> dict[Any, Column]:
@@ -142,6 +146,12 @@ class Table(Space):
     @property
     def event(self) -> tuple[int, ...]:
         return (len(self.entries),)
+
+    @cached_property
+    def target_index(self) -> int | None:
+        """The entry of canonical units that is the target; None without one, or where a constraint has merged it."""
+        names = [entry.name if isinstance(entry, Column) else None for entry in self.entries]
+        return names.index(self.target) if self.target is not None and self.target in names else None
 
     @cached_property
     def fields(self) -> list[Field]:  # type: ignore[override]
@@ -260,12 +270,14 @@ class Table(Space):
             "kind": self.kind,
             "columns": [c.to_json() for c in self.columns],
             "constraints": [c.to_json() for c in self.constraints],
+            "target": self.target,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Table:
         """Rebuild what `to_json` wrote."""
-        return cls(tuple(map(Column.from_json, value["columns"])), parse_constraints(value["constraints"]))
+        columns = tuple(map(Column.from_json, value["columns"]))
+        return cls(columns, parse_constraints(value["constraints"]), value.get("target"))
 
 
 def _check_labels(frame: pd.DataFrame) -> None:
