@@ -76,6 +76,11 @@ class Family(nn.Module, ABC):
         """E[x | x_o, k] of every member, (B, members, *event); of a category, its probabilities' mode is not a mean:
         such families return the most probable value."""
 
+    def blend(self, x: Tensor, observed: Tensor, r: Tensor) -> Tensor:
+        """E[x | x_o] of the mixture with weights r (B, members), (B, *event); of categories the most probable code."""
+        weights = r.view(*r.shape, *(1,) * len(self.event))
+        return (weights * self.fill(x, observed)).sum(1).to(x.dtype)
+
     @abstractmethod
     def free(self) -> int:
         """Number of free parameters, for BIC."""
