@@ -14,6 +14,7 @@ packing. Everything is float64.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -33,6 +34,17 @@ def floored(sigma: Tensor, floor: float) -> Tensor:
         r = torch.linalg.qr((vector * value.clamp(min=floor).sqrt()[..., None, :]).mT).R
         factor[low] = r.mT * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     return factor
+
+
+def inverse_wishart(psi: Tensor, nu: float, scale: Tensor) -> Tensor:
+    """log IW(Sigma; Psi, nu) of Sigma = L L^T from L (..., D, D), (...)."""
+    d = scale.shape[-1]
+    root = torch.linalg.cholesky(psi)
+    half_psi = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    half_sigma = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    trace = torch.linalg.solve_triangular(scale, root.expand_as(scale), upper=False).square().sum((-2, -1))
+    constant = 0.5 * nu * d * math.log(2) + float(torch.mvlgamma(torch.tensor(0.5 * nu, dtype=torch.float64), d))
+    return nu * half_psi - (nu + d + 1) * half_sigma - 0.5 * trace - constant
 
 
 class Covariance(ABC):
@@ -77,26 +89,40 @@ class Covariance(ABC):
         """s2 of a chunk, for the components r has columns for."""
 
     @abstractmethod
-    def fit(self, n: Tensor, s1: Tensor, s2: Tensor, floor: float) -> Tensor:
-        """The scale that maximises the expected log-likelihood about the means s1 / n; n > 0."""
+    def centre(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor) -> Tensor:
+        """sum_b r (x - mu_k)(x - mu_k)^T from the moments about the origin, packed as s2."""
 
     @abstractmethod
-    def spent(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        """sum_b,k r (x - mu_k)^T Sigma_k^-1 (x - mu_k), a scalar, from the statistics alone."""
+    def weight(self, n: Tensor, d: int) -> Tensor:
+        """What the scatter is divided by, shaped to broadcast with it."""
+
+    @abstractmethod
+    def fit(self, weight: Tensor, scatter: Tensor, floor: float) -> Tensor:
+        """The scale that maximises -weight log|Sigma| / 2 - tr(Sigma^-1 scatter) / 2 subject to Sigma >= floor I."""
+
+    @abstractmethod
+    def spent(self, scatter: Tensor, scale: Tensor) -> Tensor:
+        """tr(Sigma^-1 scatter) summed over members, a scalar."""
 
     @abstractmethod
     def axis(self, scale: Tensor, k: int, d: int) -> Tensor:
         """For each component a displacement of Mahalanobis length 1 along a widest direction, (K, D)."""
 
     @abstractmethod
+    def narrow(self, sigma: Tensor) -> Tensor:
+        """The covariance of this kind, packed as s2 of one member, that fits Sigma (D, D) best."""
+
+    @abstractmethod
+    def pull(self, nu: float, k: int, d: int) -> float:
+        """Twice the powers of 1 / |Sigma| in a normal-inverse-Wishart prior: what `weight` grows by."""
+
+    @abstractmethod
+    def log_prior(self, psi: Tensor, nu: float, scale: Tensor) -> Tensor:
+        """log density of the inverse-Wishart prior of Psi (D, D) and nu, or its analogue; see `priors.py`."""
+
+    @abstractmethod
     def dense(self, scale: Tensor, k: int, d: int) -> Tensor:
         """Sigma (K, D, D)."""
-
-
-def _centred(n: Tensor, s1: Tensor, s2: Tensor, means: Tensor) -> Tensor:
-    """Scatter about `means` from scatter about the origin, (K, D, D)."""
-    cross = s1[:, :, None] * means[:, None, :]
-    return s2 - cross - cross.mT + n[:, None, None] * means[:, :, None] * means[:, None, :]
 
 
 class Full(Covariance):
@@ -141,17 +167,31 @@ class Full(Covariance):
             return torch.stack([(x * r[:, j, None]).T @ x for j in range(k)])
         return (r.T @ (x[:, :, None] * x[:, None, :]).view(len(x), d * d)).view(k, d, d)
 
-    def fit(self, n: Tensor, s1: Tensor, s2: Tensor, floor: float) -> Tensor:
-        means = s1 / n[:, None]
-        return floored(s2 / n[:, None, None] - means[:, :, None] * means[:, None, :], floor)
+    def centre(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor) -> Tensor:
+        cross = s1[:, :, None] * means[:, None, :]
+        return s2 - cross - cross.mT + n[:, None, None] * means[:, :, None] * means[:, None, :]
 
-    def spent(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        solved = torch.cholesky_solve(_centred(n, s1, s2, means), scale)
-        return solved.diagonal(dim1=-2, dim2=-1).sum()
+    def weight(self, n: Tensor, d: int) -> Tensor:
+        return n[:, None, None]
+
+    def fit(self, weight: Tensor, scatter: Tensor, floor: float) -> Tensor:
+        return floored(scatter / weight, floor)
+
+    def spent(self, scatter: Tensor, scale: Tensor) -> Tensor:
+        return torch.cholesky_solve(scatter, scale).diagonal(dim1=-2, dim2=-1).sum()
 
     def axis(self, scale: Tensor, k: int, d: int) -> Tensor:
         value, vector = torch.linalg.eigh(scale @ scale.mT)
         return vector[..., -1] * value[..., -1:].sqrt()
+
+    def narrow(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def pull(self, nu: float, k: int, d: int) -> float:
+        return nu + d + 2
+
+    def log_prior(self, psi: Tensor, nu: float, scale: Tensor) -> Tensor:
+        return inverse_wishart(psi, nu, scale).sum()
 
     def dense(self, scale: Tensor, k: int, d: int) -> Tensor:
         return scale @ scale.mT
@@ -191,19 +231,33 @@ class Tied(Covariance):
         return (d, d)
 
     def scatter(self, r: Tensor, x: Tensor) -> Tensor:
-        return x.T @ x  # responsibilities sum to one over components
+        return (x * r.sum(1, keepdim=True)).T @ x
 
-    def fit(self, n: Tensor, s1: Tensor, s2: Tensor, floor: float) -> Tensor:
-        return floored((s2 - (s1 / n[:, None]).T @ s1) / n.sum(), floor)
-
-    def spent(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor, scale: Tensor) -> Tensor:
+    def centre(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor) -> Tensor:
         cross = s1.T @ means
-        centred = s2 - cross - cross.T + (means * n[:, None]).T @ means
-        return torch.cholesky_solve(centred, scale).diagonal().sum()
+        return s2 - cross - cross.T + (means * n[:, None]).T @ means
+
+    def weight(self, n: Tensor, d: int) -> Tensor:
+        return n.sum()
+
+    def fit(self, weight: Tensor, scatter: Tensor, floor: float) -> Tensor:
+        return floored(scatter / weight, floor)
+
+    def spent(self, scatter: Tensor, scale: Tensor) -> Tensor:
+        return torch.cholesky_solve(scatter, scale).diagonal().sum()
 
     def axis(self, scale: Tensor, k: int, d: int) -> Tensor:
         value, vector = torch.linalg.eigh(scale @ scale.T)
         return (vector[:, -1] * value[-1].sqrt()).expand(k, d)
+
+    def narrow(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def pull(self, nu: float, k: int, d: int) -> float:
+        return nu + d + 1 + k
+
+    def log_prior(self, psi: Tensor, nu: float, scale: Tensor) -> Tensor:
+        return inverse_wishart(psi, nu, scale)
 
     def dense(self, scale: Tensor, k: int, d: int) -> Tensor:
         return (scale @ scale.T).expand(k, d, d)
@@ -244,15 +298,30 @@ class Diagonal(Covariance):
     def scatter(self, r: Tensor, x: Tensor) -> Tensor:
         return r.T @ (x * x)
 
-    def fit(self, n: Tensor, s1: Tensor, s2: Tensor, floor: float) -> Tensor:
-        return (s2 / n[:, None] - (s1 / n[:, None]) ** 2).clamp(min=floor).sqrt()
+    def centre(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor) -> Tensor:
+        return s2 - 2 * s1 * means + n[:, None] * means.square()
 
-    def spent(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        return ((s2 - 2 * s1 * means + n[:, None] * means**2) / scale**2).sum()
+    def weight(self, n: Tensor, d: int) -> Tensor:
+        return n[:, None]
+
+    def fit(self, weight: Tensor, scatter: Tensor, floor: float) -> Tensor:
+        return (scatter / weight).clamp(min=floor).sqrt()
+
+    def spent(self, scatter: Tensor, scale: Tensor) -> Tensor:
+        return (scatter / scale.square()).sum()
 
     def axis(self, scale: Tensor, k: int, d: int) -> Tensor:
         widest = scale.argmax(1, keepdim=True)
         return torch.zeros_like(scale).scatter(1, widest, scale.gather(1, widest))
+
+    def narrow(self, sigma: Tensor) -> Tensor:
+        return sigma.diagonal()
+
+    def pull(self, nu: float, k: int, d: int) -> float:
+        return nu + 3
+
+    def log_prior(self, psi: Tensor, nu: float, scale: Tensor) -> Tensor:
+        return inverse_wishart(psi.diagonal()[:, None, None], nu, scale[..., None, None]).sum()
 
     def dense(self, scale: Tensor, k: int, d: int) -> Tensor:
         return torch.diag_embed(scale**2)
@@ -291,16 +360,31 @@ class Spherical(Covariance):
     def scatter(self, r: Tensor, x: Tensor) -> Tensor:
         return r.T @ (x * x).sum(1)
 
-    def fit(self, n: Tensor, s1: Tensor, s2: Tensor, floor: float) -> Tensor:
-        return ((s2 / n - ((s1 / n[:, None]) ** 2).sum(1)) / s1.shape[1]).clamp(min=floor).sqrt()
+    def centre(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor) -> Tensor:
+        return s2 - 2 * (s1 * means).sum(1) + n * means.square().sum(1)
 
-    def spent(self, n: Tensor, s1: Tensor, s2: Tensor, means: Tensor, scale: Tensor) -> Tensor:
-        return ((s2 - 2 * (s1 * means).sum(1) + n * (means**2).sum(1)) / scale**2).sum()
+    def weight(self, n: Tensor, d: int) -> Tensor:
+        return n * d
+
+    def fit(self, weight: Tensor, scatter: Tensor, floor: float) -> Tensor:
+        return (scatter / weight).clamp(min=floor).sqrt()
+
+    def spent(self, scatter: Tensor, scale: Tensor) -> Tensor:
+        return (scatter / scale.square()).sum()
 
     def axis(self, scale: Tensor, k: int, d: int) -> Tensor:
         first = torch.zeros(k, d, dtype=scale.dtype, device=scale.device)
         first[:, 0] = scale
         return first
+
+    def narrow(self, sigma: Tensor) -> Tensor:
+        return sigma.diagonal().mean()
+
+    def pull(self, nu: float, k: int, d: int) -> float:
+        return nu + 2 + d
+
+    def log_prior(self, psi: Tensor, nu: float, scale: Tensor) -> Tensor:
+        return inverse_wishart(psi.diagonal().mean()[None, None], nu, scale[..., None, None]).sum()
 
     def dense(self, scale: Tensor, k: int, d: int) -> Tensor:
         return torch.diag_embed((scale**2)[:, None].expand(k, d))

@@ -183,7 +183,9 @@ class GaussianMixture(Normalised, Countable, Conditionable):
         seen = by_class.sum(1) > EMPTY
         self.log_weights[seen] = (by_class[seen] / by_class[seen].sum(1, keepdim=True)).log()
         self.means.view(-1, self.dim)[live] = self.origin + s1[live] / n[live, None]
-        fitted = self.kind.fit(n[live], s1[live], self.kind.select(s2, live), self.reg_covar)
+        means = s1[live] / n[live, None]
+        scatter = self.kind.centre(n[live], s1[live], self.kind.select(s2, live), means)
+        fitted = self.kind.fit(self.kind.weight(n[live], self.dim), scatter, self.reg_covar)
         if self.kind.name == "tied":
             self.scale.copy_(fitted)
         else:
@@ -198,7 +200,7 @@ class GaussianMixture(Normalised, Countable, Conditionable):
         scale = self.kind.select(self.scale, live)
         weights = (n * self.log_weights.view(-1)[live]).sum()
         dets = (n * self.kind.half_log_det(scale, self.dim)).sum()
-        return weights - dets - 0.5 * self.kind.spent(n, s1, s2, means, scale)
+        return weights - dets - 0.5 * self.kind.spent(self.kind.centre(n, s1, s2, means), scale)
 
     def _revive(self, n: Tensor, live: Tensor, gain: float) -> None:
         """Split heavy components into the places of empty ones, at the cost of at most half of `gain` nats."""

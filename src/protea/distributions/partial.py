@@ -1,0 +1,125 @@
+r"""Gaussians of which some entries are observed: the others are integrated out, exactly.
+
+With o the observed and u the other entries of a row, Sigma_o = Sigma_oo, and for each member
+
+    log p(x_o) = log N(x_o; mu_o, Sigma_oo)
+    E[x_u | x_o] = mu_u + Sigma_uo Sigma_oo^-1 (x_o - mu_o)
+    Cov[x_u | x_o] = Sigma_uu - Sigma_uo Sigma_oo^-1 Sigma_ou
+
+Entries keep their places: Sigma_oo is completed to D x D by the identity on u, whose residual is zero, so that one
+batched Cholesky factorisation serves all patterns and members. Independent coordinates need matrix products only.
+
+Ghahramani & Jordan 1994, "Supervised learning from incomplete data via an EM approach"; Little & Rubin, "Statistical
+analysis with missing data", chapter 11. Letters: x (B, D), zero where it is not observed; mu (K, D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from protea.distributions.patterns import runs
+
+ENTRIES = 1 << 19  # of the largest temporary
+LOG_2PI = math.log(2 * math.pi)
+
+
+class _Block(NamedTuple):
+    """Some runs of rows: P patterns, R runs of C rows, K members; J is K, or 1 where members share a covariance."""
+
+    rows: Tensor  # (R, C)
+    valid: Tensor  # (R, C)
+    mask: Tensor  # (P, D), 1.0 where observed
+    local: Tensor  # (R,) the pattern of each run
+    chol: Tensor  # (P, J, D, D)
+    white: Tensor  # (R, K, D, C), L^-1 (x_o - mu_o)
+
+
+def _blocks(x: Tensor, observed: Tensor, mu: Tensor, sigma: Tensor) -> Iterator[_Block]:
+    k, d = mu.shape
+    mask, run, index, valid = runs(observed)
+    step = max(1, ENTRIES // (k * d * (d + index.shape[1])))
+    for i in range(0, len(run), step):
+        some, local = run[i : i + step].unique_consecutive(return_inverse=True)
+        m = mask[some].to(x.dtype)
+        square = sigma * (m[:, None, :, None] * m[:, None, None, :]) + torch.diag_embed(1 - m)[:, None]
+        chol = torch.linalg.cholesky(square)
+        rows = index[i : i + step]
+        residual = (x[rows][:, None] - mu[:, None]) * m[local][:, None, None]
+        white = torch.linalg.solve_triangular(chol[local], residual.mT, upper=False)
+        yield _Block(rows, valid[i : i + step], m, local, chol, white)
+
+
+def log_density(x: Tensor, observed: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """log N(x_o; mu_o, Sigma_oo) of every member, (B, K); sigma is (K, D, D), or (1, D, D) where it is shared."""
+    out = x.new_zeros(len(x), len(mu))
+    for b in _blocks(x, observed, mu, sigma) if len(x) else ():
+        log_det = b.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * b.mask.sum(1, keepdim=True)
+        value = (-0.5 * b.white.square().sum(2) - log_det[b.local][..., None]).mT
+        out[b.rows[b.valid]] = value[b.valid]
+    return out
+
+
+def moments(x: Tensor, observed: Tensor, r: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_b r E[x] (K, D) and sum_b r E[x x^T] (K, D, D) given the observed entries, for weights r (B, K)."""
+    k, d = mu.shape
+    s1, s2 = x.new_zeros(k, d), x.new_zeros(k, d, d)
+    for b in _blocks(x, observed, mu, sigma) if len(x) else ():
+        full = _expectation(x, b, mu, sigma)
+        w = (r[b.rows] * b.valid[..., None]).mT  # (R, K, C)
+        weighted = full * w[:, :, None]
+        s1 += weighted.sum((0, 3))
+        s2 += torch.einsum("rkdc,rkec->kde", weighted, full)
+        hold = w.new_zeros(len(b.mask), k).index_add_(0, b.local, w.sum(2))
+        cross = torch.linalg.solve_triangular(b.chol, b.mask[:, None, :, None] * sigma, upper=False)
+        hidden = 1 - b.mask
+        left = (sigma - cross.mT @ cross) * (hidden[:, None, :, None] * hidden[:, None, None, :])
+        s2 += (hold[..., None, None] * left).sum(0)
+    return s1, s2
+
+
+def expectation(x: Tensor, observed: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """E[x | x_o] of every member, (B, K, D)."""
+    out = x.new_zeros(len(x), *mu.shape)
+    for b in _blocks(x, observed, mu, sigma) if len(x) else ():
+        out[b.rows[b.valid]] = _expectation(x, b, mu, sigma).permute(0, 3, 1, 2)[b.valid]
+    return out
+
+
+def _expectation(x: Tensor, b: _Block, mu: Tensor, sigma: Tensor) -> Tensor:
+    """(R, K, D, C)."""
+    solved = torch.linalg.solve_triangular(b.chol[b.local].mT, b.white, upper=True)
+    full = mu[:, :, None] + sigma @ solved
+    return torch.where(b.mask[b.local][:, None, :, None] > 0, x[b.rows].mT[:, None], full)
+
+
+def conditioned(z: Tensor, x: Tensor, observed: Tensor, sigma: Tensor) -> Tensor:
+    """Draws z of N(mu, Sigma) turned into draws given x_o: z + Sigma_{.o} Sigma_oo^-1 (x_o - z_o), (B, D).
+
+    So no conditional covariance is factorised (Matheron's rule: Journel & Huijbregts 1978, "Mining geostatistics").
+    sigma (B, D, D) is each row's.
+    """
+    m = observed.to(z.dtype)
+    square = sigma * (m[:, :, None] * m[:, None, :]) + torch.diag_embed(1 - m)
+    solved = torch.cholesky_solve(((x - z) * m)[..., None], torch.linalg.cholesky(square))
+    return torch.where(observed, x, z + (sigma @ solved)[..., 0])
+
+
+# ---- independent coordinates: variance (K, D) ----
+
+
+def log_density_diagonal(x: Tensor, observed: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
+    """As `log_density`."""
+    m, precision = observed.to(x.dtype), 1 / variance
+    constant = mu.square() * precision + variance.log() + LOG_2PI
+    return -0.5 * (x.square() @ precision.T - 2 * x @ (mu * precision).T + m @ constant.T)
+
+
+def moments_diagonal(x: Tensor, observed: Tensor, r: Tensor, mu: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_b r E[x] and sum_b r E[x^2], (K, D) each."""
+    hidden = r.T @ (~observed).to(x.dtype)
+    return r.T @ x + hidden * mu, r.T @ x.square() + hidden * (mu.square() + variance)
