@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -74,3 +75,26 @@ def test_permutation_and_fold_are_functions_of_their_arguments() -> None:
     assert torch.equal(p.sort().values, torch.arange(1000))
     assert torch.equal(p, permutation(1000, 0, "epoch", 3)) and not torch.equal(p, permutation(1000, 0, "epoch", 4))
     assert len({fold(0, "x", i) for i in range(1000)}) == 1000
+
+
+def test_coins_are_numpys_philox_and_do_not_depend_on_the_batch() -> None:
+    """The words of stream 5, draw 1, from numpy's own generator advanced to its place."""
+    rng = Streams(11, 100)
+    first, second = rng.bernoulli(torch.full((100, 13), 0.5)), rng.bernoulli(torch.full((100, 3, 7), 0.3))
+    for ids in ([5], [5, 6, 42], [42, 5]):
+        alone = Streams(11, ids)
+        assert torch.equal(alone.bernoulli(torch.full((len(ids), 13), 0.5)), first[ids])
+        assert torch.equal(alone.bernoulli(torch.full((len(ids), 3, 7), 0.3)), second[ids])
+    words = np.random.Philox(key=[11, 0], counter=[0, 1, 0, 0]).advance(5 * 3).random_raw(12).view(np.uint32)
+    want = (words[:21].astype(np.int32) >> 8) * 2.0**-24 + 0.5 < np.float32(0.3)
+    assert second[5].flatten().tolist() == want.astype(float).tolist()
+
+
+def test_coins_follow_their_probabilities() -> None:
+    p = torch.tensor([0.0, 1e-3, 0.25, 0.5, 0.9, 1.0], dtype=torch.float64).expand(20_000, 6)
+    x = Streams(3, 20_000).bernoulli(p)
+    assert x.dtype == torch.float64 and x[:, 0].sum() == 0 and x[:, 5].sum() == 20_000
+    for j in range(1, 5):
+        assert stats.binomtest(int(x[:, j].sum()), 20_000, float(p[0, j])).pvalue > 1e-4
+    assert (torch.corrcoef(x[:, 1:5].T) - torch.eye(4)).abs().max() < 4 / math.sqrt(20_000)
+    assert Streams(3, 0).bernoulli(torch.zeros(0, 4)).shape == (0, 4)
