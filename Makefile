@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/protea compare digits --budget 20s --out runs/demo
+	$(BIN)/protea compare digits --budget 90s --out runs/demo
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

@@ -20,7 +20,20 @@ from PIL import Image as Pillow
 
 from protea.cli import main
 
-VERBS = ("compare", "inspect", "models", "fit", "resume", "sample", "score", "eval", "report", "doctor", "version")
+VERBS = (
+    "compare",
+    "inspect",
+    "models",
+    "plan",
+    "fit",
+    "resume",
+    "sample",
+    "score",
+    "eval",
+    "report",
+    "doctor",
+    "version",
+)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
 
 
@@ -156,7 +169,7 @@ def test_score_says_what_the_figure_is(run: Path) -> None:
         (("fit", "ngram", "digits"), "cannot model image data"),
         (("sample", "nowhere"), "config.json does not exist"),
         (("report", "nowhere"), "protea compare"),
-        (("compare", "digits", "--budget", "3s", "--total-budget", "9s"), "Give one of them"),
+        (("compare", "digits", "--budget", "30s", "--each", "3s"), "Give one of them"),
         (("compare", "digits", "--models", "gmm,nice"), "no model 'nice'"),
         (("models", "--suits", "sound"), "No model suits"),
         (("inspect", "weights.pkl"), "pickle"),

@@ -106,7 +106,7 @@ def test_metrics_are_followed_line_by_line(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of two models on a toy, and one that fails on it."""
     folder = tmp_path_factory.mktemp("compare")
-    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--budget", "6s",
+    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--each", "6s",
                   "--out", "out", cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == os.path.join("out", "report.html")
@@ -161,7 +161,7 @@ def test_a_repeated_command_keeps_finished_rows_and_finishes_lost_ones(finished:
     before = read_report(out)
     (out / "runs" / "gmm" / "judged.json").unlink()
     stamp = (out / "runs" / "vae" / "model.safetensors").stat().st_mtime_ns
-    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--budget", "6s",
+    done = protea("compare", "eight-gaussians", "--option", "n=1500", "--models", "gmm,marginals,vae", "--each", "6s",
                   "--out", "out", "--json", cwd=finished)  # fmt: skip
     after = json.loads(done.stdout)
     assert (out / "runs" / "vae" / "model.safetensors").stat().st_mtime_ns == stamp
@@ -173,7 +173,7 @@ def test_a_repeated_command_keeps_finished_rows_and_finishes_lost_ones(finished:
 def test_a_model_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     (tmp_path / "out" / "runs").mkdir(parents=True)
     (tmp_path / "out" / "runs" / "gmm").write_text("in the way")
-    words = ("compare", "two-moons", "--option", "n=600", "--models", "marginals,gmm", "--budget", "2s", "--out", "out")
+    words = ("compare", "two-moons", "--option", "n=600", "--models", "marginals,gmm", "--each", "2s", "--out", "out")
     done = protea(*words, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {r["name"]: r for r in json.loads(done.stdout)["rows"]}

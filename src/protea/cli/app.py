@@ -13,6 +13,7 @@ from protea.cli.eval import evaluate
 from protea.cli.fit import fit
 from protea.cli.inspect import inspect
 from protea.cli.models import models
+from protea.cli.plan import plan
 from protea.cli.report import report
 from protea.cli.resume import resume
 from protea.cli.sample import sample
@@ -21,7 +22,7 @@ from protea.cli.version import version
 
 PANELS = {
     "Start here": {"compare": compare, "inspect": inspect, "models": models},
-    "One model": {"fit": fit, "resume": resume, "sample": sample, "score": score, "eval": evaluate},
+    "One model": {"plan": plan, "fit": fit, "resume": resume, "sample": sample, "score": score, "eval": evaluate},
     "Housekeeping": {"report": report, "doctor": doctor, "version": version},
 }
 
@@ -42,7 +43,7 @@ app = typer.Typer(
     cls=Grouped,
     name="protea",
     help="Which generative model should I use, is the result any good, may I release it?",
-    epilog="Start with:  protea compare digits --budget 20s --open",
+    epilog="Start with:  protea compare digits --budget 90s --open",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

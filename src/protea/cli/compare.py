@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from protea.cli.options import BUDGET_HELP, Data, DataOption, Json, Seed, Target, pairs
+from protea.cli.options import Data, DataOption, Json, Seed, Target, pairs
 
 
 def compare(
@@ -16,11 +16,10 @@ def compare(
         str | None, typer.Option("--models", "-m", help="Names with commas. Default: all that suit the data.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help=f"For each model. {BUDGET_HELP} Default: 30s.")
+        str | None,
+        typer.Option("--budget", "-b", help="For the whole comparison: 90s, 5m; or steps of each model. Default: 3m."),
     ] = None,
-    total_budget: Annotated[
-        str | None, typer.Option("--total-budget", help="For the whole comparison instead, as 90s or 5m.")
-    ] = None,
+    each: Annotated[str | None, typer.Option("--each", help="For each model instead: 30s, 500steps, 10epochs.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Train each model with so many seeds.")] = 1,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Report folder. Default: reports/DATA.")] = None,
@@ -44,7 +43,7 @@ def compare(
 
         with LiveTable(console, quiet=json) as table:
             result = run_comparison(
-                data, models=models.split(",") if models else None, budget=budget, total_budget=total_budget,
+                data, models=models.split(",") if models else None, budget=budget, each=each,
                 seeds=seeds, seed=seed, out=out, fresh=fresh, observer=table, target=target,
                 **pairs(option, "--option"),
             )  # fmt: skip

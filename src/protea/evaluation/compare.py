@@ -9,7 +9,6 @@ A model that fails is a row that says why. Everything finished is kept: the same
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ from protea.training.run import environment, read_config
 
 __all__ = ["Observer", "compare", "judge_run", "suitable"]
 
-BUDGET = "30s"
+BUDGET = "3m"
 LEAST = 1.0  # seconds of training below which a comparison of learners means nothing
 
 
@@ -75,7 +74,7 @@ def compare(
     *,
     models: Sequence[str] | None = None,
     budget: str | float | Budget | None = None,
-    total_budget: str | float | Budget | None = None,
+    each: str | float | Budget | None = None,
     seeds: int = 1,
     seed: int = 0,
     out: Path | str | None = None,
@@ -88,8 +87,9 @@ def compare(
     Args:
         data: a path or the name of an embedded set.
         models: names of `MODELS`; None: all that suit the data.
-        budget: of each fit: "30s" (default), "500steps" ...
-        total_budget: seconds for everything instead, from this call to the written report.
+        budget: for everything, from this call to the written report: "3m" (default), "90s" ... Models that learn by
+            steps share it equally. A number of steps or epochs is for each model.
+        each: of each fit instead: "30s", "500steps" ...
         seeds: fits of each model, with seeds `seed`, `seed + 1` ...; their figures are pooled.
         out: the report's folder; None: reports/DATA.
         fresh: train again what the folder already holds.
@@ -103,28 +103,29 @@ def compare(
         ConfigError: an unknown model, a model that does not suit the data, contradicting budgets.
     """
     began, observer = time.perf_counter(), observer or Silent()
-    if budget is not None and total_budget is not None:
-        raise ConfigError("Both --budget and --total-budget were given.", "Give one of them.")
+    if budget is not None and each is not None:
+        raise ConfigError("Both --budget and --each were given.", "Give one of them.")
     if not isinstance(data, (str, Path)):
         raise ConfigError(
             f"A {type(data).__name__} cannot be compared: each model reads the data in a process of its own.",
             "Save it to a file (.csv, .parquet, .npz) and give the path.",
         )
-    each = None if total_budget is not None else Budget.parse(BUDGET if budget is None else budget)
-    total = None if total_budget is None else _seconds(total_budget)
+    whole = Budget.parse(BUDGET if budget is None else budget)
+    of_each = Budget.parse(each) if each is not None else whole if whole.seconds is None else None
+    total = whole.seconds if of_each is None else None
     _known(models)
     dataset = open_data(str(data), **opening)
-    entries = suitable(dataset, models, seconds=(each.seconds if each else total) or 60.0)
+    entries = suitable(dataset, models, seconds=(of_each.seconds if of_each else total) or 60.0)
     folder = Path(out) if out is not None else Path("reports") / dataset.name
     table = _Table(dataset, Judge(dataset), folder, observer, seeds)
-    plan = _Plan(each, total, began, len(entries) * seeds)
+    plan = _Plan(of_each, total, began, len(entries) * seeds)
     observer.begin(dataset, [e.name for e, _ in entries], plan.words())
     table.exhibit_real()
     table.judge_nulls()
     for position, (entry, cheap) in enumerate(entries):
         left = (len(entries) - position) * seeds
         table.fit_and_judge(entry, str(data), plan.budget(cheap, left), seed, opening, fresh, plan)
-    facts = {"command": _command(data, models, budget, total_budget, seeds, seed, out, opening), "budget": plan.words(),
+    facts = {"command": _command(data, models, budget, each, seeds, seed, out, opening), "budget": plan.words(),
              "seeds": seeds, "seed": seed, "started": _clock(began),
              "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
     return write_report(table.document(facts), folder)
@@ -339,20 +340,13 @@ def _remove_run(run: Path) -> None:
         shutil.rmtree(run)
 
 
-def _seconds(total: str | float | Budget) -> float:
-    budget = Budget.parse(total)
-    if budget.seconds is None or not math.isfinite(budget.seconds):
-        raise ConfigError(f"The total budget {total!r} is not a time.", "For instance: --total-budget 90s.")
-    return budget.seconds
-
-
 def _command(
-    data: str | Path, models: Sequence[str] | None, budget: Any, total: Any, seeds: int, seed: int, out: Any,
+    data: str | Path, models: Sequence[str] | None, budget: Any, each: Any, seeds: int, seed: int, out: Any,
     opening: Mapping[str, Any],
 ) -> str:  # fmt: skip
     words = ["compare", str(data)]
     words += ["--models", ",".join(models)] if models else []
-    for flag, value in (("--budget", budget), ("--total-budget", total)):
+    for flag, value in (("--budget", budget), ("--each", each)):
         if value is not None:
             words += [flag, value if isinstance(value, str) else budget_words(Budget.parse(value))]
     words += ["--seeds", str(seeds)] if seeds > 1 else []

@@ -7,6 +7,7 @@ the row is that of its process.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -17,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from protea.training.memory import high_water_mb
 
 POLL = 0.2  # seconds between looks at the child
 PATIENCE = 120.0  # seconds beyond thrice its budget before a child that does not stop is ended
@@ -119,7 +122,8 @@ def _wait(
     figures: dict[str, Any] = {}
     peak: float | None = None
     while True:
-        peak = _high_water(child.pid) or peak
+        now = high_water_mb(child.pid)
+        peak = peak if math.isnan(now) else now
         if has_usage:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
@@ -136,19 +140,6 @@ def _wait(
             figures |= follow.newest() or {}
             watch(spent, figures)
         time.sleep(POLL)
-
-
-def _high_water(pid: int) -> float | None:
-    """Peak memory of a living process so far, in MB, from /proc.
-
-    On Linux the `ru_maxrss` of a child starts at the size of its parent, because the parent's memory is shared until
-    `exec`; the high-water mark of its own memory does not.
-    """
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
-            return next((float(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:")), None)
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _reason(status: int, log: Path) -> str | None:

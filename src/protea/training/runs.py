@@ -99,7 +99,7 @@ def fit_run(
                    budget=budget.to_json(), options=extras)  # fmt: skip
     parallel.barrier()
     model.initialise(dataset.train, seed)
-    learner = _learner(model.to(where), budget, seed, extras)
+    learner = learner_of(model.to(where), budget, seed, extras)
     result = fit(model, dataset.train, dataset.validation, budget=budget, learner=learner, run=run, seed=seed,
                  batch_size=batch_size, device=where, progress=progress, spent=time.perf_counter() - began,
                  **options)  # fmt: skip
@@ -145,7 +145,7 @@ def resume_run(
     model.initialise(dataset.train, seed)
     if saved is None:
         spent = time.perf_counter() - began
-    learner = _learner(model.to(where), budget, seed, extras)
+    learner = learner_of(model.to(where), budget, seed, extras)
     result = fit(model, dataset.train, dataset.validation, budget=budget, learner=learner, run=run, seed=seed,
                  batch_size=extras["batch_size"], device=where, progress=progress, resume=True, spent=spent,
                  **options)  # fmt: skip
@@ -161,7 +161,8 @@ def _extended(more: Budget, state: Mapping[str, Any]) -> Budget:
     )
 
 
-def _learner(model: Model, budget: Budget, seed: int, extras: Mapping[str, Any]) -> Learner:
+def learner_of(model: Model, budget: Budget, seed: int, extras: Mapping[str, Any]) -> Learner:
+    """The default learner on the hardware that `extras` (a `Hardware` as a mapping) describe."""
     prepare = [compiled] if extras["compile"] else []
     prepare += [parallel.fsdp()] if extras["shard"] else []
     return default_learner(model, budget=budget, seed=seed, prepare=prepare, precision=extras["precision"],
