@@ -93,3 +93,16 @@ class Family(nn.Module, ABC):
         """Make `empty` a second copy of `heavy`, the two displaced by +-length so that the expected log-likelihood
         falls by at most n length^2 / 2 nats; False where the family knows no such displacement."""
         return False
+
+
+def placed(value: Tensor, own: slice | None, members: int) -> Tensor:
+    """A statistic of the members in `own` as one of all members, with zeros for the others.
+
+    >>> placed(torch.ones(1, 2), slice(1, 2), 3).tolist()
+    [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+    """
+    if own is None or len(value) == members:
+        return value
+    out = value.new_zeros(members, *value.shape[1:])
+    out[own] = value
+    return out
