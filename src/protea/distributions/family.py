@@ -35,6 +35,7 @@ class Family(nn.Module, ABC):
     members: int
     event: tuple[int, ...]  # shape of one observation
     width: int = 1  # entries of the largest temporary for each row and member, by which callers choose their chunks
+    nan_is_value: bool = False  # True where NaN has a probability of its own; otherwise it means unknown
 
     @abstractmethod
     def density(self, own: slice | None = None) -> Density:
@@ -62,6 +63,14 @@ class Family(nn.Module, ABC):
     @abstractmethod
     def initialise(self, x: Tensor, r: Tensor, observed: Tensor | None = None) -> None:
         """Start from weights r (B, members), usually of a clustering. Clusters of few rows must not start as spikes."""
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(B, F) float64 points among which a start's clusters are sought; by default the entries, unknown ones at
+        their column's mean. Of categories, distances of codes mean nothing: such families give indicators."""
+        x = x.reshape(len(x), -1).to(torch.float64)
+        known = x.isfinite()
+        mean = torch.where(known, x, 0.0).sum(0) / known.sum(0).clamp(min=1)
+        return torch.where(known, x, mean)
 
     @abstractmethod
     def draw(self, rng: Streams, which: Tensor) -> Tensor:
