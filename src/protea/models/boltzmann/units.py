@@ -1,0 +1,242 @@
+r"""Layers of units that are independent given the layer h they are coupled to: binomial, Gaussian, one of C.
+
+    -E(u, h) = log m(u) + s(u) . (b + W h) - 1/2 lambda u^2,        p(u | h) of the exponential family
+
+                 s(u)        log m(u)        log sum_u exp(...)                        p(u | h)
+    Binomial     u           log C(n, u)     sum_i n log(1 + exp(b + W h))             Binomial(n, sigma(b + W h))
+    Gaussian     u/sigma^2   0               sum_i (b + W h)^2 / 2 sigma^2 + ...       N(b + W h, sigma^2)
+    Softmax      one-hot u   0               log sum_c exp(b + W h)                    Categorical(softmax(b + W h))
+
+Binomial units of n = 1 are the usual binary ones; of n = L - 1 they give grey levels 0 .. L-1 an exact probability
+(the rate-coded units of Teh & Hinton 2001). Gaussian units have learnt variances, log sigma^2 being the parameter
+(Cho, Ilin & Raiko 2011, "Improved learning of Gaussian-Bernoulli restricted Boltzmann machines").
+
+At inverse temperature beta the energy is (1 - beta) E_base(u) + beta E(u, h), with the base the independent marginals
+of the data: the path of annealed importance sampling, tempering and annealed draws. beta is a number or (B, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protea.errors import ConfigError, DataError
+from protea.rng import Streams, fold
+
+Beta = float | Tensor
+SPREAD = 0.01  # of initial weights (Hinton 2012, "A practical guide to training restricted Boltzmann machines")
+
+
+class Units(nn.Module, ABC):
+    """One layer of `size` units coupled by `weight` (size, centre) to a layer of `centre` units."""
+
+    base: Tensor  # natural parameters of the base distribution, (size,)
+
+    def __init__(self, size: int, centre: int) -> None:
+        super().__init__()
+        if size < 1 or centre < 1:
+            raise ConfigError(f"A Boltzmann machine with layers of {size} and {centre} units has nothing to couple.",
+                              "Give every layer at least one unit.")  # fmt: skip
+        self.size = size
+        self.weight = nn.Parameter(SPREAD * Streams(0, size).normal(centre))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.register_buffer("base", torch.zeros(size))
+
+    def pull(self, h: Tensor) -> Tensor:
+        """W h, what the centre (B, centre) asks of these units, (B, size)."""
+        return h @ self.weight.T
+
+    def push(self, u: Tensor) -> Tensor:
+        """s(u) W, what these units (B, size) ask of the centre, (B, centre)."""
+        return u @ self.weight
+
+    @abstractmethod
+    def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        """log sum_u exp(-E_beta(u, h)), in parts (B, size or 1) whose sum over the last axis is meant."""
+
+    @abstractmethod
+    def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
+        """u ~ p_beta(u | h), (B, size)."""
+
+    @abstractmethod
+    def mean(self, pull: Tensor) -> Tensor:
+        """E[u | h], (B, size)."""
+
+    @abstractmethod
+    def own(self, u: Tensor, beta: Beta = 1.0) -> Tensor:
+        """-E_beta of these units alone, without the coupling, (B,)."""
+
+    @abstractmethod
+    def check(self, u: Tensor) -> None:
+        """Raise DataError where values (B, size) are outside the support."""
+
+    @abstractmethod
+    def fit_base(self, u: Tensor) -> None:
+        """Set the base, and the biases, to the marginals of data (N, size)."""
+
+    def statistics(self, u: Tensor, h: Tensor) -> dict[str, Tensor]:
+        """Sums over rows of -dE/d(parameter) by name; u or h may be means."""
+        return {"weight": u.T @ h, "bias": u.sum(0)}
+
+    def redraw(self, seed: int, tag: str) -> None:
+        """New small random weights."""
+        with torch.no_grad():
+            self.weight.copy_(SPREAD * Streams(fold(seed, tag), self.size).normal(self.weight.shape[1]))
+
+
+class Binomial(Units):
+    """u_i in 0 .. trials, with u_i | h ~ Binomial(trials, sigmoid(b + W h)); binary units have one trial.
+
+    >>> units = Binomial(3, 2, trials=4)
+    >>> units.draw(units.pull(torch.ones(5, 2)), Streams(0, 5)).max() <= 4
+    tensor(True)
+    """
+
+    def __init__(self, size: int, centre: int, trials: int = 1) -> None:
+        super().__init__(size, centre)
+        if trials < 1:
+            raise ConfigError(f"Units of {trials} trials are constant.", "Give at least one.")
+        self.trials = trials
+
+    def logits(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        if isinstance(beta, float) and beta == 1.0:
+            return pull + self.bias
+        return self.base + beta * (self.bias - self.base + pull)
+
+    def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        return self.trials * F.softplus(self.logits(pull, beta))
+
+    def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
+        p = torch.sigmoid(self.logits(pull, beta))
+        if self.trials == 1:
+            return rng.bernoulli(p)
+        return rng.bernoulli(p[:, None].expand(-1, self.trials, -1)).sum(1)
+
+    def mean(self, pull: Tensor) -> Tensor:
+        return self.trials * torch.sigmoid(self.logits(pull))
+
+    def own(self, u: Tensor, beta: Beta = 1.0) -> Tensor:
+        bias = self.bias if isinstance(beta, float) and beta == 1.0 else self.base + beta * (self.bias - self.base)
+        return (u * bias).sum(1) + self.log_count(u)
+
+    def log_count(self, u: Tensor) -> Tensor:
+        """log m(u) = sum_i log C(trials, u_i), (B,)."""
+        if self.trials == 1:
+            return u.new_zeros(len(u))
+        n = u.new_tensor(self.trials)
+        return (torch.lgamma(n + 1) - torch.lgamma(u + 1) - torch.lgamma(n - u + 1)).sum(1)
+
+    def check(self, u: Tensor) -> None:
+        wrong = ~((u >= 0) & (u <= self.trials) & (u == u.round()))
+        if bool(wrong.any()):
+            row, place = (int(i) for i in wrong.nonzero()[0])
+            raise DataError(
+                f"Row {row}, unit {place} is {float(u[row, place]):g}; units take whole numbers 0 .. {self.trials}.",
+                "Binarise the data (Image of levels=2), or use Gaussian units.",
+            )
+
+    def fit_base(self, u: Tensor) -> None:
+        mean = (u.double().sum(0) + 0.5 * self.trials) / (len(u) + 1) / self.trials  # Lidstone: no unit is certain
+        with torch.no_grad():
+            self.base.copy_(torch.logit(mean))
+            self.bias.copy_(self.base)
+
+
+class Gaussian(Units):
+    """u_i real, u_i | h ~ N(b + W h, sigma_i^2); the centre sees u / sigma^2.
+
+    >>> units = Gaussian(3, 2)
+    >>> units.mean(units.pull(torch.zeros(5, 2))).tolist() == torch.zeros(5, 3).tolist()
+    True
+    """
+
+    base_precision: Tensor
+
+    def __init__(self, size: int, centre: int) -> None:
+        super().__init__(size, centre)
+        self.log_variance = nn.Parameter(torch.zeros(size))
+        self.register_buffer("base_precision", torch.ones(size))
+
+    @property
+    def precision(self) -> Tensor:
+        return torch.exp(-self.log_variance)
+
+    def push(self, u: Tensor) -> Tensor:
+        return (u * self.precision) @ self.weight
+
+    def natural(self, pull: Tensor | float, beta: Beta) -> tuple[Tensor, Tensor]:
+        """Coefficients of u and of -u^2/2."""
+        precision = self.precision
+        linear = (1 - beta) * self.base + beta * (precision * (self.bias + pull))
+        return linear, ((1 - beta) * self.base_precision + beta * precision).expand_as(linear)
+
+    def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        linear, precision = self.natural(pull, beta)
+        return 0.5 * (linear.square() / precision - precision.log() + math.log(2 * math.pi))
+
+    def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
+        linear, precision = self.natural(pull, beta)
+        return linear / precision + rng.normal(self.size, dtype=linear.dtype) * precision.rsqrt()
+
+    def mean(self, pull: Tensor) -> Tensor:
+        return self.bias + pull
+
+    def own(self, u: Tensor, beta: Beta = 1.0) -> Tensor:
+        linear, precision = self.natural(torch.zeros_like(u), beta)
+        return (linear * u - 0.5 * precision * u.square()).sum(1)
+
+    def check(self, u: Tensor) -> None:
+        if not bool(torch.isfinite(u).all()):
+            row = int((~torch.isfinite(u)).any(1).nonzero()[0])
+            raise DataError(f"Row {row} holds NaN or infinity.", "Gaussian units need numbers: fill or drop the row.")
+
+    def fit_base(self, u: Tensor) -> None:
+        u = u.double()
+        mean, variance = u.mean(0), u.var(0, correction=0).clamp(min=1e-6)
+        with torch.no_grad():
+            self.base.copy_(mean / variance)
+            self.base_precision.copy_(1 / variance)
+            self.bias.copy_(mean)
+            self.log_variance.copy_(variance.log())
+
+    def statistics(self, u: Tensor, h: Tensor) -> dict[str, Tensor]:
+        precision = self.precision
+        seen = u * precision
+        rest = 0.5 * u - self.bias - self.pull(h)
+        return {"weight": seen.T @ h, "bias": seen.sum(0), "log_variance": (seen * rest).sum(0)}
+
+
+class Softmax(Units):
+    """One of `size` classes, as a one-hot row.
+
+    >>> Softmax(3, 2).draw(torch.zeros(5, 3), Streams(0, 5)).sum(1).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def logits(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        return self.base + beta * (self.bias - self.base + pull)
+
+    def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        return torch.logsumexp(self.logits(pull, beta), 1, keepdim=True)
+
+    def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
+        return F.one_hot(rng.categorical(self.logits(pull, beta)), self.size).to(pull.dtype)
+
+    def mean(self, pull: Tensor) -> Tensor:
+        return self.logits(pull).softmax(1)
+
+    def own(self, u: Tensor, beta: Beta = 1.0) -> Tensor:
+        return (u * (self.base + beta * (self.bias - self.base))).sum(1)
+
+    def check(self, u: Tensor) -> None:
+        """One-hot rows are made by the machine itself."""
+
+    def fit_base(self, u: Tensor) -> None:
+        share = (u.double().sum(0) + 1.0) / (u.double().sum() + self.size)
+        with torch.no_grad():
+            self.base.copy_(share.log())
+            self.bias.copy_(self.base)

@@ -1,0 +1,42 @@
+r"""Models whose density is known up to a constant that has to be estimated: log p(x) = log p*(x) - log Z.
+
+The estimate of log Z has an error of its own, which all rows share. Such a likelihood is an *estimate*: it is not a
+bound, it may err either way, and it is never called `log_prob`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from protea.core import Model
+from protea.rng import Streams
+
+
+class Partition(NamedTuple):
+    """log Z and how well it is known."""
+
+    value: float  # nats
+    error: float = 0.0  # one standard error of `value`, nats; 0 where it is exact
+    exact: bool = True  # by enumeration
+    effective: float = float("inf")  # effective number of the weights behind an estimate
+
+    def interval(self, errors: float = 1.96) -> tuple[float, float]:
+        """log Z within so many standard errors."""
+        return self.value - errors * self.error, self.value + errors * self.error
+
+
+class Estimated(Model):
+    """A model with log p(x) = `unnormalised(x)` - `log_partition().value`, up to the error of the latter."""
+
+    tight: bool = True  # `unnormalised` is exact; if not, a lower bound
+
+    @abstractmethod
+    def unnormalised(self, x: Tensor, cond: Tensor | None = None, *, rng: Streams, k: int = 1) -> Tensor:
+        """log p*(x | cond), (B,) nats; k draws where it is itself a stochastic bound."""
+
+    @abstractmethod
+    def log_partition(self, seed: int = 0, *, steps: int = 2000) -> Partition:
+        """log Z, exact where that is affordable, else an estimate by a path of `steps` temperatures."""

@@ -1,0 +1,144 @@
+r"""Maximum likelihood of Boltzmann machines by stochastic approximation: the difference of two phases.
+
+    theta <- theta + rate (< -dE/dtheta >_data - < -dE/dtheta >_chains)
+
+Statistics are sums with counts, added over ranks before they are divided; persistent chains are the same on every
+rank. Robbins & Monro 1951; Younes 1989. Weights are averaged along the path (Polyak & Juditsky 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protea.core import Batch, Learner, Model
+from protea.errors import Diverged
+from protea.models.boltzmann.boltzmann import Boltzmann
+from protea.objectives.contrastive_divergence import Negative, PersistentChains
+from protea.training import ema as averages
+from protea.training import parallel
+from protea.training.schedule import Schedule
+
+
+def fading(step: int, horizon: int | None) -> float:
+    """The whole rate at first, linearly to 0 over the second half of the plan."""
+    return 1.0 if not horizon else min(1.0, max(2.0 * (1.0 - step / horizon), 0.0))
+
+
+class Contrast(Learner):
+    """Ascend the log-likelihood of a Boltzmann machine by the difference of its two phases.
+
+    Args:
+        model: the machine.
+        negative: where samples of the model come from; default 100 persistent chains.
+        rate: learning rate of plain ascent.
+        momentum: of the gradient.
+        decay: of the weights between layers, a step of `rate * decay * W` towards 0.
+        clip: largest change of a weight in one step before momentum; None for no limit.
+        schedule: (step, horizon) to a multiple of `rate`.
+        ema: weight of the newest weights in their average; None keeps no average.
+        batch_size: rows of a global batch; None lets the loop choose.
+
+    >>> from protea.models.boltzmann.rbm import RBM
+    >>> from protea.models.boltzmann.units import Binomial
+    >>> from protea.rng import Streams
+    >>> model = RBM((4,), Binomial(4, 2))
+    >>> learner = Contrast(model)
+    >>> sorted(learner.step(Batch(torch.ones(8, 4), None, Streams(0, 8))))
+    ['gradient_norm', 'lr']
+    """
+
+    def __init__(
+        self, model: Boltzmann, negative: Negative | None = None, *,
+        rate: float = 0.05,
+        momentum: float = 0.5,
+        decay: float = 1e-4,
+        clip: float | None = None,
+        schedule: Schedule = fading,
+        ema: averages.Weight | None = averages.power(16.0, decay=0.999),  # noqa: B008 (a pure function)
+        batch_size: int | None = 100,
+    ) -> None:  # fmt: skip
+        self.model, self.negative = model, negative or PersistentChains()
+        self.rate, self.momentum, self.decay, self.clip = rate, momentum, decay, clip
+        self.schedule, self.batch_size = schedule, batch_size
+        self.steps = self.present = 0
+        parallel.broadcast_(model)
+        self.params = dict(model.named_parameters())
+        self.velocity = {name: torch.zeros_like(p) for name, p in self.params.items()}
+        self.ema = averages.Ema(self.params, ema) if ema else None
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> Mapping[str, float]:
+        stage, machine = self.model.stage(self.steps)
+        if stage != self.present:
+            self.negative.restart()
+            self.present = stage
+        positive = self.model.positive(stage, batch.x, batch.y, batch.rng.child("positive"))
+        plus = machine.statistics(positive)
+        state = self.negative(machine, positive, batch.rng)
+        minus = machine.statistics(state)
+        names = sorted(plus)
+        n_plus = torch.tensor(float(len(batch.x)), dtype=torch.float64)
+        n_minus = torch.tensor(float(len(next(iter(state.values())))), dtype=torch.float64)
+        parallel.add_([n_plus, *(plus[name] for name in names)])
+        if not self.negative.shared:
+            parallel.add_([n_minus, *(minus[name] for name in names)])
+        rate = self.rate * self.schedule(self.steps, self.horizon)
+        square = 0.0
+        for name in names:
+            p, v = self.params[name], self.velocity[name]
+            gradient = plus[name].div_(float(n_plus)).sub_(minus[name], alpha=1 / float(n_minus))
+            square += float(gradient.norm()) ** 2
+            if self.decay and p.ndim == 2:
+                gradient.sub_(p, alpha=self.decay)
+            if self.clip is not None:
+                gradient.clamp_(-self.clip, self.clip)
+            v.mul_(self.momentum).add_(gradient)
+            p.add_(v, alpha=rate)
+        if not math.isfinite(square):
+            raise Diverged(
+                f"The phases of the {type(self.model).__name__} differ by {square} at step {self.steps}.",
+                "The weights before this step and the last checkpoint are kept. Lower the learning rate.",
+            )
+        self.steps += 1
+        if self.ema:
+            self.ema.update()
+        return {"gradient_norm": math.sqrt(square), "lr": rate}
+
+    @contextmanager
+    def averaged(self) -> Iterator[Model]:
+        was_training = self.model.training
+        if self.ema and self.ema.updates:
+            self.ema.exchange()
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train(was_training)
+            if self.ema and self.ema.updates:
+                self.ema.exchange()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"velocity/{name}": v.clone() for name, v in self.velocity.items()}
+        tensors |= {f"chains/{name}": t.clone() for name, t in self.negative.state().items()}
+        if self.ema:
+            tensors |= {f"ema/{name}": a.clone() for name, a in self.ema.average.items()}
+        return tensors, {"steps": self.steps, "stage": self.present, "averaged": self.ema.updates if self.ema else 0}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        self.steps, self.present = int(values["steps"]), int(values["stage"])
+        for name, v in self.velocity.items():
+            v.copy_(tensors[f"velocity/{name}"])
+        device = next(iter(self.params.values())).device
+        chains = {name[len("chains/") :]: t for name, t in tensors.items() if name.startswith("chains/")}
+        self.negative.load_state(chains, device)
+        if self.ema:
+            self.ema.updates = int(values["averaged"])
+            for name, a in self.ema.average.items():
+                a.copy_(tensors[f"ema/{name}"])
