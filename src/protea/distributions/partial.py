@@ -1,8 +1,8 @@
-r"""Gaussians of which some entries are observed: the others are integrated out, exactly.
+r"""Gaussians, and their scale mixtures, of which some entries are observed: the others are integrated out, exactly.
 
 With o the observed and u the other entries of a row, Sigma_o = Sigma_oo, and for each member
 
-    log p(x_o) = log N(x_o; mu_o, Sigma_oo)
+    delta = (x_o - mu_o)^T Sigma_oo^-1 (x_o - mu_o),    log N(x_o) = -delta / 2 - log|Sigma_oo| / 2 - |o| log(2 pi) / 2
     E[x_u | x_o] = mu_u + Sigma_uo Sigma_oo^-1 (x_o - mu_o)
     Cov[x_u | x_o] = Sigma_uu - Sigma_uo Sigma_oo^-1 Sigma_ou
 
@@ -15,7 +15,6 @@ analysis with missing data", chapter 11. Letters: x (B, D), zero where it is not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ from torch import Tensor
 from protea.distributions.patterns import runs
 
 ENTRIES = 1 << 19  # of the largest temporary
-LOG_2PI = math.log(2 * math.pi)
 
 
 class _Block(NamedTuple):
@@ -54,27 +52,31 @@ def _blocks(x: Tensor, observed: Tensor, mu: Tensor, sigma: Tensor) -> Iterator[
         yield _Block(rows, valid[i : i + step], m, local, chol, white)
 
 
-def log_density(x: Tensor, observed: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-    """log N(x_o; mu_o, Sigma_oo) of every member, (B, K); sigma is (K, D, D), or (1, D, D) where it is shared."""
-    out = x.new_zeros(len(x), len(mu))
+def distance(x: Tensor, observed: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(x_o - mu_o)^T Sigma_oo^-1 (x_o - mu_o) and log|Sigma_oo| / 2 of every member, (B, K) each.
+
+    sigma is (K, D, D), or (1, D, D) where it is shared.
+    """
+    delta, half = x.new_zeros(len(x), len(mu)), x.new_zeros(len(x), len(mu))
     for b in _blocks(x, observed, mu, sigma) if len(x) else ():
-        log_det = b.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * LOG_2PI * b.mask.sum(1, keepdim=True)
-        value = (-0.5 * b.white.square().sum(2) - log_det[b.local][..., None]).mT
-        out[b.rows[b.valid]] = value[b.valid]
-    return out
+        log_det = b.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)[b.local][..., None]
+        value = b.white.square().sum(2)
+        delta[b.rows[b.valid]] = value.mT[b.valid]
+        half[b.rows[b.valid]] = log_det.expand_as(value).mT[b.valid]
+    return delta, half
 
 
-def moments(x: Tensor, observed: Tensor, r: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_b r E[x] (K, D) and sum_b r E[x x^T] (K, D, D) given the observed entries, for weights r (B, K)."""
+def moments(x: Tensor, observed: Tensor, w: Tensor, r: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_b w E[x] (K, D) and sum_b w E[x] E[x]^T + r Cov[x] (K, D, D) given the observed entries; w, r (B, K)."""
     k, d = mu.shape
     s1, s2 = x.new_zeros(k, d), x.new_zeros(k, d, d)
     for b in _blocks(x, observed, mu, sigma) if len(x) else ():
         full = _expectation(x, b, mu, sigma)
-        w = (r[b.rows] * b.valid[..., None]).mT  # (R, K, C)
-        weighted = full * w[:, :, None]
+        weighted = full * (w[b.rows] * b.valid[..., None]).mT[:, :, None]
         s1 += weighted.sum((0, 3))
         s2 += torch.einsum("rkdc,rkec->kde", weighted, full)
-        hold = w.new_zeros(len(b.mask), k).index_add_(0, b.local, w.sum(2))
+        each = (r[b.rows] * b.valid[..., None]).sum(1)  # (R, K)
+        hold = each.new_zeros(len(b.mask), k).index_add_(0, b.local, each)
         cross = torch.linalg.solve_triangular(b.chol, b.mask[:, None, :, None] * sigma, upper=False)
         hidden = 1 - b.mask
         left = (sigma - cross.mT @ cross) * (hidden[:, None, :, None] * hidden[:, None, None, :])
@@ -112,14 +114,17 @@ def conditioned(z: Tensor, x: Tensor, observed: Tensor, sigma: Tensor) -> Tensor
 # ---- independent coordinates: variance (K, D) ----
 
 
-def log_density_diagonal(x: Tensor, observed: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
-    """As `log_density`."""
+def distance_diagonal(x: Tensor, observed: Tensor, mu: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """As `distance`."""
     m, precision = observed.to(x.dtype), 1 / variance
-    constant = mu.square() * precision + variance.log() + LOG_2PI
-    return -0.5 * (x.square() @ precision.T - 2 * x @ (mu * precision).T + m @ constant.T)
+    delta = x.square() @ precision.T - 2 * x @ (mu * precision).T + m @ (mu.square() * precision).T
+    return delta, 0.5 * m @ variance.log().T
 
 
-def moments_diagonal(x: Tensor, observed: Tensor, r: Tensor, mu: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_b r E[x] and sum_b r E[x^2], (K, D) each."""
-    hidden = r.T @ (~observed).to(x.dtype)
-    return r.T @ x + hidden * mu, r.T @ x.square() + hidden * (mu.square() + variance)
+def moments_diagonal(
+    x: Tensor, observed: Tensor, w: Tensor, r: Tensor, mu: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """sum_b w E[x] and sum_b w E[x]^2 + r Var[x], (K, D) each."""
+    hidden = (~observed).to(x.dtype)
+    hold = w.T @ hidden
+    return w.T @ x + hold * mu, w.T @ x.square() + hold * mu.square() + (r.T @ hidden) * variance
