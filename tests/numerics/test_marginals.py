@@ -55,7 +55,7 @@ def test_a_real_field_is_a_density():
     """It integrates to one over bins and both tails, and its masses are the smoothed shares of the bins."""
     z = Streams(0, 500).normal(1, dtype=torch.float64) ** 3
     model = learn(Marginals(Vector(("a",)), bins=20, smoothing=0.5), z)
-    edges = model.edges[0]
+    edges = model.histogram.edges[0]
     grid = torch.cat([torch.linspace(0, 1, 401, dtype=torch.float64)[:-1] * (b - a) + a + (b - a) / 800
                       for a, b in pairwise(edges)])  # fmt: skip
     inside = float((model.log_prob(grid[:, None]).exp().reshape(20, 400).mean(1) * edges.diff()).sum())
@@ -66,7 +66,7 @@ def test_a_real_field_is_a_density():
     want = math.log(tail) + stats.expon(scale=s).logpdf([1.0, 2.0])
     np.testing.assert_allclose(model.log_prob(far).numpy(), want, rtol=1e-9)
     counts, _ = np.histogram(z.numpy(), bins=edges.numpy())
-    mass = model.log_mass[0, 1:21].exp().numpy()
+    mass = model.histogram.log_mass[0, 1:21].exp().numpy()
     np.testing.assert_allclose(mass, (counts + 0.5) / (500 + 0.5 * 22), rtol=1e-9)
     assert counts.max() <= 26  # equal mass: 25 a bin
 
@@ -78,8 +78,8 @@ def test_a_real_field_is_a_density():
 ])  # fmt: skip
 def test_grid_masses_sum_to_one(values):
     model, x = one_column(values)
-    step, low, high = float(model.step[0]), float(x.min()), float(x.max())
-    width = 60 * float(model.tails.max()) * step
+    step, low, high = float(model.histogram.step[0]), float(x.min()), float(x.max())
+    width = 60 * float(model.histogram.tails.max()) * step
     cells = torch.arange(round((low - width) / step), round((high + width) / step) + 1) * step
     assert float(model.log_prob(cells[:, None]).exp().sum()) == pytest.approx(1, abs=1e-9)
     drawn = model.sample(200)
@@ -116,13 +116,13 @@ def test_draws_follow_the_distribution(seed: int, evidence):
     x = Streams(5, 400).normal(1, dtype=torch.float64).exp()
     model = learn(Marginals(Vector(("a",)), bins=12, smoothing=0.5), x)
     drawn = model.sample(4000, rng=seed)[:, 0]
-    edges, mass = model.edges[0], model.log_mass[0].exp()
+    edges, mass = model.histogram.edges[0], model.histogram.log_mass[0].exp()
     inside = drawn[(drawn >= edges[0]) & (drawn < edges[-1])]
     cdf = np.interp(inside.numpy(), edges.numpy(), np.concatenate([[0], (mass[1:-1] / mass[1:-1].sum()).cumsum(0)]))
     picture = torch.tensor([[[[0, 3]]], [[[1, 3]]], [[[2, 1]]], [[[0, 3]]]], dtype=torch.uint8)
     codes = learn(Marginals(Image(1, 1, 2, levels=4), smoothing=0.5), picture)
     pixels = codes.sample(4000, rng=seed)
-    expected = codes.log_mass[0].exp().reshape(2, 4).numpy() * 4000
+    expected = codes.histogram.log_mass[0].exp().reshape(2, 4).numpy() * 4000
     p = [stats.kstest(cdf, "uniform").pvalue]
     for f in range(2):
         seen = np.bincount(pixels[:, 0, 0, f].numpy(), minlength=4)

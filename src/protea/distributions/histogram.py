@@ -90,6 +90,7 @@ class Histogram(Family):
         self.fields, self.n_fields = list(fields), len(fields)
         self.event = (self.n_fields,) if event is None else tuple(event)
         self.width = 1 + self.n_fields // members  # every row holds its bins, whatever the members
+        self.nan_is_value = any(field.missing for field in fields)
         # Grids of very many levels are binned as if unbounded; their tails end at the bounds all the same.
         kinds = ["codes" if f.kind == "category" or 0 < f.levels <= MAX_LEVELS else "binned" for f in fields]
         binned = [i for i, kind in enumerate(kinds) if kind == "binned"]
@@ -243,6 +244,24 @@ class Histogram(Family):
         """Bins from the rows' quantiles, pseudo-counts, and each member's masses."""
         self.place(x, observed)
         self.maximise(self.expect(x, r, None, observed))
+
+    @torch.no_grad()
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Numbers as the places of their bins, codes as indicators, each field of variance 1; missing is one more."""
+        self.place(x)
+        bin_ = self.locate(x)[0] - self.start
+        parts = []
+        for f, field in enumerate(self.fields):
+            here, gone = bin_[:, f].clamp(0, int(self.own[f]) - 1), bin_[:, f] == self.own[f]
+            if field.kind == "category":
+                c = nn.functional.one_hot(bin_[:, f].clamp(0, int(self.own[f])), int(self.own[f]) + 1).double()
+            else:
+                place = here.double()
+                mean = place[~gone].mean() if bool((~gone).any()) else place.new_zeros(())
+                c = torch.stack((torch.where(gone, mean, place), gone * self.bins / 2), 1)
+            c = c - c.mean(0)
+            parts.append(c / c.square().mean(0).sum().clamp(min=1e-12).sqrt())
+        return torch.cat(parts, 1)
 
     @torch.no_grad()
     def place(self, x: Tensor, observed: Tensor | None = None) -> None:

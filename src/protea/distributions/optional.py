@@ -38,6 +38,8 @@ class Optional(Family):
     0.25
     """
 
+    nan_is_value = True
+
     def __init__(self, inner: Family, alpha: float = 1.0) -> None:
         super().__init__()
         self.inner, self.members, self.event = inner, inner.members, inner.event
@@ -88,6 +90,12 @@ class Optional(Family):
         nan, there = self._there(x, observed)
         self.gone.initialise(nan, r, observed)
         self.inner.initialise(x, r, there)
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """The inner family's, and whether each entry is missing, on the scale of a column's standard deviation."""
+        inner = self.inner.coordinates(x)
+        gone = x.reshape(len(x), -1).isnan().to(torch.float64)
+        return torch.cat((inner, gone[:, gone.any(0)] * inner.std(0, correction=0).mean()), 1)
 
     def draw(self, rng: Streams, which: Tensor) -> Tensor:
         x = self.inner.draw(rng.child("value"), which)

@@ -51,6 +51,7 @@ class Product(Family):
         self.columns = columns
         self.members, self.event = sizes[0], (len(flat),)
         self.width = max(family.width for _, family in parts)
+        self.nan_is_value = any(family.nan_is_value for _, family in parts)
 
     def __iter__(self) -> Iterator[tuple[list[int], Family]]:
         for columns, family in zip(self.columns, self.parts):
@@ -101,6 +102,17 @@ class Product(Family):
             part = x[:, columns].reshape(len(x), *family.event)
             family.initialise(part, r, self._take(observed, columns, family))
 
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Those of the parts, numbers at variance 1 each, so that no column counts more than another for its unit."""
+        out = []
+        for columns, family in self:
+            c = family.coordinates(x[:, columns].reshape(len(x), *family.event))
+            c = c - c.mean(0)
+            square = c.square().mean(0)
+            size = square if c.shape[1] == len(columns) else (square.sum() / len(columns)).expand_as(square)
+            out.append(torch.where(size > 1e-24, c / size.clamp(min=1e-24).sqrt(), 0.0))
+        return torch.cat(out, 1)
+
     def draw(self, rng: Streams, which: Tensor) -> Tensor:
         out = torch.empty(len(rng), *self.event, dtype=torch.float64, device=which.device)
         for i, (columns, family) in enumerate(self):
@@ -134,3 +146,76 @@ class Product(Family):
 
     def free(self) -> int:
         return sum(family.free() for _, family in self)
+
+
+class Shaped(Family):
+    """A family of flat observations as one of another shape and dtype: pixels of an image.
+
+    Args:
+        inner: a family of event (D,), whose values are whole numbers where dtype is one of integers.
+        event: the shape seen from outside, of D entries.
+        dtype: of draws and completions.
+
+    >>> from protea.distributions.bernoulli import Bernoulli
+    >>> family = Shaped(Bernoulli(1, (4,)), (1, 2, 2), torch.uint8)
+    >>> family.draw(Streams(0, 3), torch.zeros(3, dtype=torch.int64)).shape
+    torch.Size([3, 1, 2, 2])
+    """
+
+    def __init__(self, inner: Family, event: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self.event, self.dtype = inner, tuple(event), dtype
+        self.members, self.width, self.nan_is_value = inner.members, inner.width, inner.nan_is_value
+
+    def _flat(self, t: Tensor) -> Tensor:
+        return t.reshape(len(t), *self.inner.event)
+
+    def _mask(self, observed: Tensor | None) -> Tensor | None:
+        return None if observed is None else self._flat(observed)
+
+    def _shaped(self, x: Tensor) -> Tensor:
+        whole = x if self.dtype.is_floating_point else x.round()
+        return whole.to(self.dtype).reshape(len(x), *self.event)
+
+    def density(self, own: slice | None = None) -> Density:
+        inner = self.inner.density(own)
+        return lambda x, observed: inner(self._flat(x), self._mask(observed))
+
+    def expect(self, x: Tensor, r: Tensor, own: slice | None = None, observed: Tensor | None = None) -> Stats:
+        return self.inner.expect(self._flat(x), r, own, self._mask(observed))
+
+    def maximise(self, stats: Stats) -> None:
+        self.inner.maximise(stats)
+
+    def expected(self, stats: Stats) -> Tensor:
+        return self.inner.expected(stats)
+
+    def log_prior(self) -> Tensor:
+        return self.inner.log_prior()
+
+    def initialise(self, x: Tensor, r: Tensor, observed: Tensor | None = None) -> None:
+        self.inner.initialise(self._flat(x), r, self._mask(observed))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return self.inner.coordinates(self._flat(x))
+
+    def draw(self, rng: Streams, which: Tensor) -> Tensor:
+        return self._shaped(self.inner.draw(rng, which))
+
+    def complete(self, rng: Streams, x: Tensor, observed: Tensor, which: Tensor) -> Tensor:
+        return self._shaped(self.inner.complete(rng, self._flat(x), self._flat(observed), which))
+
+    def fill(self, x: Tensor, observed: Tensor) -> Tensor:
+        """In float64: means of whole numbers are not whole."""
+        mean = self.inner.fill(self._flat(x).to(torch.float64), self._flat(observed))
+        return mean.reshape(len(x), self.members, *self.event)
+
+    def blend(self, x: Tensor, observed: Tensor, r: Tensor) -> Tensor:
+        mean = self.inner.blend(self._flat(x).to(torch.float64), self._flat(observed), r)
+        return mean.reshape(len(x), *self.event)
+
+    def free(self) -> int:
+        return self.inner.free()
+
+    def split(self, heavy: int, empty: int, length: float) -> bool:
+        return self.inner.split(heavy, empty, length)

@@ -24,6 +24,18 @@ def class_frequencies(rows: Rows, classes: int) -> Tensor:
     return torch.bincount(rows.y, minlength=classes).double() / len(rows)
 
 
+def class_shares(y: Tensor, classes: int) -> Tensor:
+    """(classes,) relative frequencies of the labels that are known (not negative); equal ones where none is.
+
+    >>> class_shares(torch.tensor([0, 1, 1, -1, 1]), 2).tolist()
+    [0.25, 0.75]
+    """
+    known = y[y >= 0]
+    if not len(known):
+        return torch.full((classes,), 1 / classes, dtype=torch.float64)
+    return torch.bincount(known, minlength=classes).double() / len(known)
+
+
 def draw_labels(prior: Tensor, rng: Streams, cond: Tensor | None) -> Tensor | None:
     """The labels given, or, for a conditional model without any, labels drawn from its class prior."""
     if len(prior) == 0:
