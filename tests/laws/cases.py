@@ -87,11 +87,13 @@ CONTINUOUS = (vector, labelled, image, table)
 CASES: list[Case] = [
     *cases("marginals", *CONTINUOUS, bins=8),
     *cases("gmm", *CONTINUOUS, k=2),
+    *cases("tmm", *CONTINUOUS, k=2),
     *cases("flow", *CONTINUOUS, transforms=2, width=8, depth=1, bins=4),
     *cases("vae", *CONTINUOUS, latent=2, width=8, depth=1, channels=4),
     # A critic's last bias drops out of E[f(real)] - E[f(fake)].
     *cases("wgan", *CONTINUOUS, idle=("inner.critic.last.1.bias",), latent=2, width=8, depth=1, channels=4),
     *cases("diffusion", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
+    *cases("diffusion", image, network="unet", patch=2, width=8, depth=1, multipliers=(1,), steps=3),
     *cases("flow-matching", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
     *cases("ngram", tokens, order=3),
     *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),
