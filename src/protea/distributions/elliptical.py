@@ -201,6 +201,7 @@ class Elliptical(Family):
         s1 = r.T @ x
         means = s1 / n.clamp(min=EMPTY)[:, None]
         within = self.kind.centre(n, s1, self.kind.scatter(r, x), means) / self.kind.weight(n.clamp(min=1), self.dim)
+        within = within + self.kind.narrow(torch.diag(missing))
         share = n.sum() / (n.sum() + self.dim) if self.kind.name == "tied" else n / (n + self.dim)
         share = share.view(-1, *[1] * (within.ndim - 1)) if share.ndim else share
         mixed = share * within + (1 - share) * self.kind.narrow(spread)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.distributions.covariance import Covariance
-from protea.errors import ConfigError, DataError
+from protea.errors import ConfigError, DataError, nearest
 
 
 class Pseudo(NamedTuple):
@@ -106,3 +106,15 @@ class NormalInverseWishart(nn.Module):
         tilt = kind.spent(kind.scatter(torch.eye(k, dtype=means.dtype, device=means.device), away), scale)
         normal = -0.5 * k * d * math.log(2 * math.pi / self.kappa) - half.sum() - 0.5 * self.kappa * tilt
         return normal + kind.log_prior(self.psi, self.nu, scale)
+
+
+def conjugate(name: str, dim: int) -> tuple[NormalInverseWishart | None, float]:
+    """The priors of a setting, of members and of weights: "none", or "conjugate", that of the module's docstring with
+    a Dirichlet of alpha = 2 for the weights (one row more for every member).
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name not in ("none", "conjugate"):
+        raise ConfigError(f"There is no prior {name!r}.", nearest(name, ("none", "conjugate")))
+    return (NormalInverseWishart(dim), 2.0) if name == "conjugate" else (None, 1.0)

@@ -5,6 +5,7 @@ from protea.models.autoregressive.ngram import ENTRY as NGRAM
 from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
 from protea.models.classical.gmm import ENTRY as GMM
 from protea.models.classical.marginals import ENTRY as MARGINALS
+from protea.models.classical.tmm import ENTRY as TMM
 from protea.models.diffusion.family import DIFFUSION, FLOW_MATCHING
 from protea.models.entry import Entry
 from protea.models.flow.spline_coupling import ENTRY as FLOW
@@ -13,6 +14,7 @@ from protea.models.latent.vae import ENTRY as VAE
 ENTRIES: tuple[Entry, ...] = (
     MARGINALS,
     GMM,
+    TMM,
     DIFFUSION,
     FLOW_MATCHING,
     FLOW,

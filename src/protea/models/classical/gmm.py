@@ -16,23 +16,18 @@ Arthur & Vassilvitskii 2007, "k-means++"; Schwarz 1978, "Estimating the dimensio
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from protea.core import Model
 from protea.distributions.covariance import Covariance
 from protea.distributions.gaussian import Gaussian
-from protea.distributions.priors import NormalInverseWishart
+from protea.distributions.priors import NormalInverseWishart, conjugate
 from protea.models.classical.mixture import Mixture
+from protea.models.classical.selection import build_lifted, search
 from protea.models.entry import Entry
-from protea.models.lifted import lift
-from protea.rng import Streams, permutation
 from protea.space import Rows, Space
-from protea.transforms.relaxations import relaxation_for
-
-SEARCH_ROWS, SEARCH_STEPS = 10_000, 10  # of the search for k
-OPERATIONS_PER_SECOND = 8e9  # of EM in float64 on one core, by which the search is kept within its share
 
 
 class GaussianMixture(Mixture):
@@ -46,11 +41,13 @@ class GaussianMixture(Mixture):
         reg_covar: floor of every covariance's eigenvalues, in squared units of x.
         prior: of means and covariances; None for maximum likelihood.
         weight_prior: alpha >= 1 of the weights' Dirichlet prior; 1 is none.
+        restarts: starts that `initialise` tries; see `Mixture`.
 
     Raises:
         ConfigError: an unknown covariance, k < 1, a floor that is not positive, or alpha < 1.
 
     >>> import torch
+    >>> from protea.rng import Streams
     >>> x = Streams(0, 400).normal(2, dtype=torch.float64)
     >>> model = GaussianMixture((2,), k=2)
     >>> model.initialise(Rows(x, None, torch.arange(400)))
@@ -70,8 +67,10 @@ class GaussianMixture(Mixture):
         reg_covar: float = 1e-6,
         prior: NormalInverseWishart | None = None,
         weight_prior: float = 1.0,
+        restarts: int = 1,
     ) -> None:
-        super().__init__(Gaussian(max(classes, 1) * k, event, covariance, reg_covar, prior), k, classes, weight_prior)
+        family = Gaussian(max(classes, 1) * k, event, covariance, reg_covar, prior)
+        super().__init__(family, k, classes, weight_prior, restarts)
 
     @property
     def kind(self) -> Covariance:
@@ -96,59 +95,30 @@ class GaussianMixture(Mixture):
 
 @dataclass(frozen=True)
 class GMMConfig:
-    """Settings of `gmm`; see `GaussianMixture`."""
+    """Settings of `gmm`; see `GaussianMixture`. `prior` is "none", or "conjugate" for `priors.conjugate`."""
 
     k: int = 8
     covariance: str = "full"
     reg_covar: float = 1e-6
+    prior: str = "none"
+    restarts: int = 1
+
+
+def _inner(event: tuple[int, ...], config: GMMConfig, classes: int) -> GaussianMixture:
+    prior, alpha = conjugate(config.prior, math.prod(event))
+    return GaussianMixture(
+        event, config.k, config.covariance, classes, config.reg_covar, prior, alpha, restarts=config.restarts
+    )
 
 
 def build(space: Space, config: GMMConfig) -> Model:
     """A Gaussian mixture of the relaxed space."""
-    relaxation = relaxation_for(space)
-    inner = GaussianMixture(relaxation.event, config.k, config.covariance, len(space.classes), config.reg_covar)
-    return lift(space, relaxation, inner)
+    return build_lifted(space, config, _inner)
 
 
 def suggest(space: Space, rows: Rows, seconds: float) -> GMMConfig:
-    """k and the covariance of lowest BIC after a few EM steps on a subsample, k = 1, 2, 4 ... while BIC falls.
-
-    The search may cost about a tenth of the budget, shared by the kinds of covariance. It counts operations rather
-    than time, so that the same data and budget give the same mixture on every machine. A tied covariance is tried up
-    to 1,024 dimensions and full ones up to 100; beyond that diagonal ones are all that is affordable.
-    """
-    classes = len(space.classes)
-    relaxation = relaxation_for(space)
-    rows = rows[permutation(len(rows), 0, "gmm suggest")[:SEARCH_ROWS]]
-    relaxation.fit(rows.x)
-    v, _ = relaxation.lift(rows.x, Streams(0, rows.ids))
-    lifted = Rows(v, rows.y if classes else None, rows.ids)
-    d = math.prod(relaxation.event)
-    kinds = ["diag"] + ["tied"] * (d <= 1024) + ["full"] * (d <= 100)
-    best, lowest = GMMConfig(k=1, covariance="diag"), math.inf
-    for kind in kinds:
-        left = 0.1 * seconds * OPERATIONS_PER_SECOND / len(kinds)
-        k, previous = 1, math.inf
-        while k <= max(1, min(256, len(v) // (2 * max(classes, 1)))):
-            left -= SEARCH_STEPS * len(v) * k * d * (8 if kind == "diag" else 4 * d)
-            if left < 0 and k > 1:
-                break
-            config = replace(best, k=k, covariance=kind)
-            bic = _short_fit(config, lifted, classes)
-            if bic < lowest:
-                best, lowest = config, bic
-            if bic >= previous:
-                break
-            k, previous = 2 * k, bic
-    return best
-
-
-def _short_fit(config: GMMConfig, rows: Rows, classes: int) -> float:
-    model = GaussianMixture(tuple(rows.x.shape[1:]), config.k, config.covariance, classes, config.reg_covar)
-    model.initialise(rows)
-    for _ in range(SEARCH_STEPS):
-        model.maximise(model.expect(rows.x, rows.y))
-    return model.bic(rows.x, rows.y)
+    """k and the covariance of lowest BIC; see `selection.search`."""
+    return search(space, rows, seconds, GMMConfig(), _inner)
 
 
 ENTRY = Entry(

@@ -41,6 +41,7 @@ from protea.space import Rows
 Joint = Callable[[Tensor, Tensor | None], Tensor]
 EMPTY = 1e-10  # rows: a member with less is not used by any row
 STARTING = 100_000  # rows that a start is made from
+TRIAL_ROWS, TRIAL_STEPS = 10_000, 10  # of the run that judges a start
 PREFIX = "member."  # of the family's statistics
 
 
@@ -52,6 +53,7 @@ class Mixture(Normalised, Countable, Conditionable):
         k: members for each class.
         classes: number of labels; 0 for none.
         weight_prior: alpha >= 1, the concentration of a symmetric Dirichlet prior of the weights; 1 is no prior.
+        restarts: random starts that `initialise` tries; the one of highest posterior after a few EM steps is kept.
 
     Raises:
         ConfigError: k < 1, a family of another number of members, or alpha < 1, whose mode is no mixture.
@@ -67,15 +69,16 @@ class Mixture(Normalised, Countable, Conditionable):
 
     class_prior: Tensor
 
-    def __init__(self, family: Family, k: int, classes: int = 0, weight_prior: float = 1.0) -> None:
+    def __init__(self, family: Family, k: int, classes: int = 0, weight_prior: float = 1.0, restarts: int = 1) -> None:
         super().__init__()
         self.groups = max(classes, 1)
-        if k < 1 or family.members != self.groups * k:
+        if k < 1 or restarts < 1 or family.members != self.groups * k:
             raise ConfigError(f"{self.groups} classes of k={k} members do not make the family's {family.members}.",
-                              "k must be positive, and the family have classes * k members.")  # fmt: skip
+                              "k and restarts must be positive, and the family have classes * k members.")  # fmt: skip
         if not weight_prior >= 1:
             raise ConfigError(f"A weight prior of {weight_prior} has its mode where weights are 0.", "Give at least 1.")
         self.family, self.k, self.classes, self.weight_prior = family, k, classes, float(weight_prior)
+        self.restarts = restarts
         self.event, self.dim = family.event, math.prod(family.event)
         self.block = 512 if self.dim <= 256 else 64
         weights = torch.full((self.groups, k), -math.log(k), dtype=torch.float64)
@@ -210,7 +213,12 @@ class Mixture(Normalised, Countable, Conditionable):
 
     @torch.no_grad()
     def initialise(self, rows: Rows, seed: int = 0) -> None:
-        """k-means++ centres and a few Lloyd steps for each class; the family starts from the hard assignment."""
+        """k-means++ centres and a few Lloyd steps for each class; the family starts from the hard assignment.
+
+        With restarts, centres are chosen anew each time, and short runs of EM on at most 10,000 rows decide
+        (Biernacki, Celeux & Govaert 2003, "Choosing starting values for the EM algorithm"). All are functions of the
+        seed and the rows' numbers.
+        """
         y = None if rows.y is None or not self.classes else self._labels(rows.y)
         if len(rows) == 0:
             raise DataError("A mixture cannot start from no rows.", "Give at least one row.")
@@ -218,10 +226,29 @@ class Mixture(Normalised, Countable, Conditionable):
             known = y[y >= 0]
             if len(known):
                 self.class_prior.copy_(torch.bincount(known, minlength=self.classes).double() / len(known))
-        x, ids = rows.x, rows.ids
         if len(rows) > STARTING:
-            some = permutation(len(rows), seed, "mixture start")[:STARTING]
-            x, ids, y = x[some], ids[some], None if y is None else y[some]
+            rows = rows[permutation(len(rows), seed, "mixture start")[:STARTING]]
+            y = None if rows.y is None or not self.classes else self._labels(rows.y)
+        rows = Rows(rows.x, y, rows.ids)
+        self._start(rows, seed)
+        if self.restarts == 1:
+            return
+        trial = rows[permutation(len(rows), seed, "mixture trial")[:TRIAL_ROWS]]
+        best, highest = {}, -math.inf
+        for i in range(self.restarts):
+            if i:
+                self._start(rows, fold(seed, "restart", i))
+            start = {name: t.clone() for name, t in self.state_dict().items()}
+            for _ in range(TRIAL_STEPS):
+                stats = self.expect(trial.x, trial.y)
+                self.maximise(stats)
+            reached = float(self.expect(trial.x, trial.y)["log_prob"] + self.log_prior())
+            if reached > highest:
+                best, highest = start, reached
+        self.load_state_dict(best)
+
+    def _start(self, rows: Rows, seed: int) -> None:
+        x, y, ids = rows.x, rows.y, rows.ids
         points = self.family.coordinates(x)
         r = points.new_zeros(len(x), self.groups, self.k)
         for c in range(self.groups):
