@@ -1,9 +1,9 @@
 r"""Learning curves: accuracy and log loss against the number n of labels, with repeated, paired draws.
 
-Draw r of the pool is one stratified permutation: its first rows show every class once, and every beginning of it has the
-classes in about the pool's shares. Size n takes its first n rows. All
-contenders see the same rows and are judged on the same held-out rows, so that they are compared in pairs: for
-contenders a and b, draw r and held-out row t, d_{rt} = correct_a - correct_b. The difference is the mean of d, and
+Draw r of the pool is one stratified permutation: its first rows show every class once, and every beginning of it has
+the classes in about the pool's shares. Size n takes its first n rows. All contenders see the same rows and are judged
+on the same held-out rows, so that they are compared in pairs: for contenders a and b, draw r and held-out row t,
+d_{rt} = correct_a - correct_b. The difference is the mean of d, and
 
     Var = s^2(mean_t d_{rt}) / R + s^2(mean_r d_{rt}) / T,           95 % interval: mean +- t_{R-1} sqrt(Var)
 

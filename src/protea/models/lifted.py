@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from protea.core import Bounded, Model, Normalised
+from protea.core import Bounded, Conditionable, Model, Normalised
+from protea.models.conditional import Conditional
 from protea.rng import Streams
 from protea.space import Rows, Space
 from protea.transforms.relaxation import Relaxation
+from protea.transforms.relaxations import Standardise
 
 
 class Lifted(Model):
@@ -43,6 +45,50 @@ class LiftedDensity(Lifted, Normalised):
         return self.inner.log_prob(v, cond) - log_q
 
 
+class LiftedConditionable(LiftedDensity, Conditionable):
+    """Exact, and conditioned exactly: the relaxation scales each entry by itself, so what is observed stays so."""
+
+    def given(self, x: Tensor, observed: Tensor) -> Model:
+        """p(. | x[observed]) in canonical units, exact where the inner model's is."""
+        assert isinstance(self.inner, Conditionable) and isinstance(self.relaxation, Standardise)
+        v, _ = self.relaxation.lift(x, Streams(0, 1, x.device))
+        inner = self.inner.given(v, observed)
+        return LiftedConditional(self.relaxation, inner, x, observed) if isinstance(inner, Conditional) else inner
+
+
+class LiftedConditional(Conditional):
+    """A conditional of standardised entries, in the entries' own units."""
+
+    def __init__(self, relaxation: Standardise, inner: Conditional, x: Tensor, observed: Tensor) -> None:
+        super().__init__()
+        event = relaxation.event
+        self.relaxation, self.inner, self.block = relaxation, inner, inner.block
+        if hasattr(inner, "space"):
+            self.space = inner.space
+        self.x, self.observed = x.reshape(-1, *event), observed.reshape(-1, *event)
+
+    def _log_scale(self, chosen: Tensor) -> Tensor:
+        """Sum over the chosen entries of log |dx / dv|, (B,)."""
+        return torch.where(chosen, self.relaxation.std.log(), 0.0).flatten(1).sum(1)
+
+    def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
+        row = (rng.ids % len(self.x)).to(self.x.device)
+        return torch.where(self.observed[row], self.x[row], self.relaxation.lower(self.inner.draw(rng, cond)))
+
+    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        v, _ = self.relaxation.lift(x, Streams(0, 1, x.device))
+        row = torch.arange(len(x), device=x.device) % len(self.x)
+        return self.inner.log_prob(v, cond) - self._log_scale(~self.observed[row])
+
+    @property
+    def evidence(self) -> Tensor:
+        return self.inner.evidence - self._log_scale(self.observed)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.where(self.observed, self.x, self.relaxation.lower(self.inner.mean))
+
+
 class LiftedBound(Lifted, Bounded):
     """A bound: dequantisation, or an inner model that is itself bounded, over k draws.
 
@@ -72,6 +118,8 @@ class LiftedBound(Lifted, Bounded):
 def lift(space: Space, relaxation: Relaxation, inner: Model) -> Lifted:
     """Wrap `inner` so that it models `space`; the type says which likelihood survives."""
     inner.space = space
+    if isinstance(relaxation, Standardise) and isinstance(inner, Normalised) and isinstance(inner, Conditionable):
+        return LiftedConditionable(space, relaxation, inner)
     if relaxation.exact and isinstance(inner, Normalised):
         return LiftedDensity(space, relaxation, inner)
     if isinstance(inner, (Normalised, Bounded)):
