@@ -271,3 +271,26 @@ def test_text_and_points_come_back_as_such(tmp_path: Path) -> None:
     assert protea(*words, cwd=tmp_path).returncode == 0
     assert protea("sample", "points", "-n", "50", "--out", "p.npy", cwd=tmp_path).returncode == 0
     assert np.load(tmp_path / "p.npy", allow_pickle=False).shape == (50, 2)
+
+
+# ---- defaults from a file ----
+
+
+def test_what_is_typed_wins_over_the_file_and_the_file_over_what_is_built_in(tmp_path: Path) -> None:
+    (tmp_path / "protea.toml").write_text('[fit]\nbudget = "7steps"\nset = ["k=2"]\nseed = 5\n')
+    assert protea("fit", "gmm", "iris", "--out", "a", "--seed", "6", cwd=tmp_path).returncode == 0
+    facts = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (facts["budget"], facts["seed"], facts["config"]["k"]) == ({"steps": 7}, 6, 2)
+    (tmp_path / "other.toml").write_text("[fit]\nbudget = '3steps'\n")
+    done = protea("--config", "other.toml", "fit", "gmm", "iris", "--out", "b", cwd=tmp_path)
+    assert done.returncode == 0 and json.loads((tmp_path / "b" / "config.json").read_text())["budget"] == {"steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[fitt]\nseed = 1\n", "fit"), ("[fit]\nbudgett = '3s'\n", "budget"), ("[fit\n", "TOML")],
+)
+def test_a_wrong_file_of_defaults_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "protea.toml").write_text(text)
+    done = protea("fit", "gmm", "iris", "--out", "a", cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and not (tmp_path / "a").exists()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -49,6 +50,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Defaults of options, a TOML file. Default: protea.toml, if here.")
+    ] = None,
+) -> None:
+    # No docstring: it would take the place of the help above.
+    from protea.cli.settings import read_defaults
+
+    assert isinstance(context.command, Grouped)
+    context.default_map = read_defaults(config, context.command.commands)
+
+
 for verbs in PANELS.values():
     for name, verb in verbs.items():
         app.command(name)(verb)
