@@ -4,8 +4,8 @@ r"""A column of labels that names the member: what makes a mixture of its classe
 
 A mixture of C members with weights pi, whose product of columns has this one, is p(y, x) = pi_y p(x | y): the class is
 the member. NaN is a label that was not given, with the same probability rho in every class (missing at random), so that
-unlabelled rows say nothing about rho's class, and count by their posterior p(y | x) (Nigam et al. 2000, "Text
-classification from labeled and unlabeled documents using EM").
+unlabelled rows count by their posterior p(y | x) (Nigam et al. 2000, "Text classification from labeled and unlabeled
+documents using EM"). Where the schema knows no missing labels rho is 0, and NaN is unknown: integrated out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Label(Family):
 
     Args:
         members: C.
-        missing: whether NaN may occur.
+        missing: whether NaN is a value; otherwise it means unknown.
 
     Raises:
         DataError: (`expect`) a value that is no code.
@@ -44,7 +44,8 @@ class Label(Family):
 
     def density(self, own: slice | None = None) -> Density:
         codes = torch.arange(self.members, dtype=torch.float64, device=self.rate.device)[own or slice(None)]
-        gone, there = self.rate.log(), torch.log1p(-self.rate)
+        there = torch.log1p(-self.rate)
+        gone = self.rate.log() if self.nan_is_value else torch.zeros_like(self.rate)
 
         def log_p(x: Tensor, observed: Tensor | None) -> Tensor:
             x = x.reshape(len(x), 1).to(torch.float64)
@@ -60,12 +61,12 @@ class Label(Family):
         known = torch.ones_like(x, dtype=torch.bool) if observed is None else observed.reshape(len(x))
         nan = x.isnan()
         codes = (x == x.round()) & (x >= 0) & (x < self.members)
-        bad = known & ~(codes | (nan & self.nan_is_value))
+        bad = known & ~(codes | nan)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            raise DataError(f"Row {row} has the label {x[row].item()}.", f"Labels are codes 0 .. {self.members - 1}"
-                            f"{', NaN where unknown' if self.nan_is_value else ''}.")  # fmt: skip
-        weight = r.to(torch.float64).sum(1) * known
+            raise DataError(f"Row {row} has the label {x[row].item()}.",
+                            f"Labels are codes 0 .. {self.members - 1}, and NaN where unknown.")  # fmt: skip
+        weight = r.to(torch.float64).sum(1) * known * float(self.nan_is_value)
         return {"labels": torch.stack(((weight * nan).sum(), (weight * ~nan).sum()))}
 
     @torch.no_grad()

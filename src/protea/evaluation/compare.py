@@ -140,13 +140,15 @@ def suitable(
         ConfigError: a named model is unknown or does not suit the data.
     """
     kind = dataset.space.kind
-    entries = _known(names) or [e for e in MODELS.values() if kind in e.suits]
+    entries = _known(names) or [e for e in MODELS.values() if kind in e.suits and not e.refuses(dataset.space)]
     for entry in entries:
         if kind not in entry.suits:
             raise ConfigError(
                 f"{entry.name} cannot model {kind} data (it can: {', '.join(sorted(entry.suits))}).",
                 f"See: protea models --suits {kind}",
             )
+        if why := entry.refuses(dataset.space):
+            raise ConfigError(why, f"Leave {entry.name} out, or give --target COLUMN.")
     sizes = {entry.name: _size(entry, dataset, seconds) for entry in entries}
     return [(entry, not sizes[entry.name][0]) for entry in sorted(entries, key=lambda e: sizes[e.name])]
 

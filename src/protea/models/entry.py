@@ -10,6 +10,10 @@ from protea.core import Model
 from protea.space import Rows, Space
 
 
+def _nothing(space: Space) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A family of models that `protea fit NAME` and `protea compare` know.
@@ -23,6 +27,8 @@ class Entry:
         config: a frozen dataclass of plain JSON values with the field's usual names.
         build: (space, config) to an untrained model; data-dependent buffers come by `initialise` or from a file.
         suggest: (space, training rows, budget in seconds) to a config that gives a sane result.
+        refuses: a space of a kind that suits to why it cannot be modelled all the same (no labels, say); "" if it can.
+            `compare` leaves such models out unless they are asked for by name.
     """
 
     name: str
@@ -33,3 +39,4 @@ class Entry:
     config: type
     build: Callable[[Space, Any], Model]
     suggest: Callable[[Space, Rows, float], Any]
+    refuses: Callable[[Space], str] = _nothing

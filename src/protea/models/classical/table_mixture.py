@@ -1,0 +1,195 @@
+r"""Mixture of mixed columns: latent class analysis, in the space's own units and with an exact likelihood.
+
+    p(x) = sum_k w_k prod_c p_c(x_c | k)
+
+Given the hidden class k the columns c are independent, each of its own kind: a table of probabilities for categories,
+for numbers a histogram over bins that all classes share or a normal (rounded to the grid where values are whole
+numbers, prices or dates, so that masses are exact), and missing is a value with its own probability. So the nats of a
+row are exact, every draw is a valid row, and `given` completes rows exactly.
+
+What keeps many classes from fitting noise is the prior (`distributions/histogram.py`): each class begins as `strength`
+rows distributed as all rows are, and moves away by as many rows as it explains.
+
+Lazarsfeld & Henry 1968, "Latent structure analysis"; Hunt & Jorgensen 2011, "Clustering mixed data" (mixed columns);
+Dempster, Laird & Rubin 1977 (EM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from protea.core import Model
+from protea.distributions.family import Family
+from protea.models.classical.mixed import columns_family, in_space, usual_kinds
+from protea.models.classical.mixture import Mixture
+from protea.models.entry import Entry
+from protea.rng import permutation
+from protea.space import Rows, Space
+
+SEARCH_ROWS, SEARCH_STEPS = 20_000, 15
+SHARE = 0.2  # of the budget, that the search may take
+OPERATIONS_PER_SECOND = 4e8  # entries of rows x columns x members a core counts in a second
+ROUNDED = 40  # of them that a normal costs where a histogram costs one
+FEW = 5000  # rows up to which several starts are tried
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Settings of `mixture`; see `Mixture` and `columns_family`.
+
+    `kinds` is one of gaussian, bernoulli, categorical, multinomial, histogram for each column, or one name for all;
+    "auto" takes categorical for codes and histogram for other numbers.
+    """
+
+    k: int = 32
+    kinds: str | tuple[str, ...] = "auto"
+    bins: int = 64
+    smoothing: float = 0.3
+    strength: float = 5.0
+    floor: float = 1e-6
+    weight_prior: float = 1.0
+    restarts: int = 1
+
+
+def build(space: Space, config: MixtureConfig) -> Model:
+    """A mixture of products of columns, with `k` members for each label of the space."""
+    kinds = config.kinds
+    if isinstance(kinds, str):
+        kinds = usual_kinds(space.fields, "histogram") if kinds == "auto" else [kinds] * len(space.fields)
+    classes = len(space.classes)
+    family: Family = columns_family(
+        max(classes, 1) * config.k, space.fields, kinds, smoothing=config.smoothing, strength=config.strength,
+        bins=config.bins, floor=config.floor,
+    )  # fmt: skip
+    model = Mixture(in_space(family, space), config.k, classes, config.weight_prior, config.restarts)
+    model.space = space
+    return model
+
+
+def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
+    """Kinds of columns, k and strength of the prior that score a fifth of the rows best after a few EM steps.
+
+    Numbers are histograms or normals, all alike or each as it does best given the members found. k doubles while
+    held-out rows gain by it and the search stays within a fifth of the budget, counted in operations rather than by the
+    clock, so that the same data and budget give the same mixture on every machine. (BIC would count the bins of every
+    histogram as parameters in full, which the prior does not let them be.)
+    """
+    rows = rows[permutation(len(rows), 0, "mixture suggest")[:SEARCH_ROWS]]
+    train, test = rows[: 4 * len(rows) // 5], rows[4 * len(rows) // 5 :]
+    bins = int(min(max(2 * len(rows) ** 0.4, 8), 128))
+    base = MixtureConfig(k=1, bins=bins, floor=_floor(space, rows.x), restarts=3 if len(rows) <= FEW else 1)
+    if len(train) < 2 or not len(test):
+        return base
+    search = _Search(space, train, test, SHARE * seconds * OPERATIONS_PER_SECOND)
+    histogram, normal = (usual_kinds(space.fields, kind) for kind in ("histogram", "gaussian"))
+    few = replace(base, k=_power(min(8, len(train) // 8)), restarts=1)
+    if histogram != normal and search.affords(replace(few, kinds=tuple(normal))):
+        best = search.best([replace(few, kinds=tuple(kinds)) for kinds in (histogram, normal)])
+        each = search.each_column(replace(few, kinds=tuple(histogram)), normal)
+        best = search.best([best, replace(few, kinds=each)])
+        base = replace(base, kinds=best.kinds)
+    best = search.best([base])
+    while best.k <= max(1, len(train) // (8 * max(len(space.classes), 1))):
+        wider = replace(best, k=2 * best.k)
+        if not search.affords(wider) or search.best([best, wider]) is best:
+            break
+        best = wider
+    stronger = [replace(best, strength=s) for s in (1.0, 20.0)]
+    return search.best([best, *(c for c in stronger if search.affords(c))])
+
+
+class _Search:
+    """Held-out scores of short fits, each made once, within a number of operations."""
+
+    def __init__(self, space: Space, train: Rows, test: Rows, operations: float) -> None:
+        self.space, self.train, self.test, self.left = space, train, test, operations
+        self.scores: dict[MixtureConfig, float] = {}
+
+    def cost(self, config: MixtureConfig) -> float:
+        fields = self.space.fields
+        kinds = [config.kinds] * len(fields) if isinstance(config.kinds, str) else config.kinds
+        columns = sum(ROUNDED if k == "gaussian" and f.kind == "grid" else 1 for k, f in zip(kinds, fields))
+        return (SEARCH_STEPS + 5) * len(self.train) * columns * config.k
+
+    def affords(self, config: MixtureConfig) -> bool:
+        return self.cost(config) <= self.left
+
+    def best(self, configs: Sequence[MixtureConfig]) -> MixtureConfig:
+        for config in configs:
+            if config not in self.scores:
+                self.left -= self.cost(config)
+                self.scores[config] = float(self.fit(config).log_prob(self.test.x, self.test.y).clamp(min=-1e6).sum())
+        return max(configs, key=self.scores.__getitem__)
+
+    @torch.no_grad()
+    def fit(self, config: MixtureConfig) -> Mixture:
+        model = build(self.space, config)
+        assert isinstance(model, Mixture)
+        model.initialise(self.train)
+        previous = -torch.inf
+        for _ in range(SEARCH_STEPS):
+            stats = model.expect(self.train.x, self.train.y)
+            now = float(stats["log_prob"])
+            if now - previous < 1e-5 * abs(now):
+                break
+            previous = now
+            model.maximise(stats)
+        return model
+
+    @torch.no_grad()
+    def each_column(self, config: MixtureConfig, other: Sequence[str]) -> tuple[str, ...]:
+        """For every column its kind in `config` or the other, whichever scores held-out rows best given the members."""
+        model = self.fit(config)
+        r, r_test = (model.responsibilities(rows.x).flatten(1) for rows in (self.train, self.test))
+        families = [model.family, in_space(self._family(config, other), self.space)]
+        families[1].initialise(self.train.x, r)
+        for _ in range(3):
+            families[1].maximise(families[1].expect(self.train.x, r))
+        if len(self.space.fields) > 200:
+            return tuple(other)
+        mine = config.kinds
+        columns = range(len(self.space.fields))
+        scores = torch.stack([torch.stack([self._score(f, c, r_test) for c in columns]) for f in families])
+        return tuple(mine[c] if i == 0 else other[c] for c, i in enumerate(scores.argmax(0).tolist()))
+
+    def _family(self, config: MixtureConfig, kinds: Sequence[str]) -> Family:
+        members = max(len(self.space.classes), 1) * config.k
+        return columns_family(members, self.space.fields, kinds, smoothing=config.smoothing, strength=config.strength,
+                              bins=config.bins, floor=config.floor)  # fmt: skip
+
+    def _score(self, family: Family, column: int, r: Tensor) -> Tensor:
+        only = torch.zeros(len(self.test), len(self.space.fields), dtype=torch.bool)
+        only[:, column] = True
+        return (r * family.log_prob(self.test.x, only.view(self.test.x.shape)).clamp(min=-1e6)).sum()
+
+
+def _power(n: int) -> int:
+    """The greatest power of two up to n, at least 1."""
+    return 1 << max(n, 1).bit_length() - 1
+
+
+def _floor(space: Space, x: Tensor) -> float:
+    """1e-6 of the least variance among the columns of reals."""
+    reals = [c for c, f in enumerate(space.fields) if f.kind == "real"]
+    values = x.reshape(len(x), -1)[:, reals].double()
+    known = ~values.isnan()
+    mean = torch.where(known, values, 0.0).sum(0) / known.sum(0).clamp(min=1)
+    spread = torch.where(known, values - mean, 0.0).square().sum(0) / known.sum(0).clamp(min=1)
+    spread = spread[spread > 0]
+    return 1e-6 * float(spread.min()) if len(spread) else 1e-6
+
+
+ENTRY = Entry(
+    name="mixture",
+    family="classical",
+    title="Mixture of mixed columns (latent classes)",
+    source="Lazarsfeld & Henry 1968, Latent structure analysis",
+    suits=frozenset({"vector", "table", "image"}),
+    config=MixtureConfig,
+    build=build,
+    suggest=suggest,
+)
