@@ -18,6 +18,8 @@ from torch import Tensor
 from protea.core import Bounded, Model, Normalised, capabilities
 from protea.data import Dataset, open_data
 from protea.errors import CheckpointError, ConfigError, NotSupported, ProteaError, nearest
+from protea.evaluation.likelihood import Exactness, constant, exactness_of
+from protea.models.estimated import Estimated
 from protea.rng import Streams
 from protea.space import Space
 from protea.spaces.sampling import constrained_sample
@@ -37,16 +39,16 @@ class Scores(NamedTuple):
     """Likelihoods of rows.
 
     Args:
-        nats: (B,) log p(x), or a lower bound of it.
+        nats: (B,) log p(x), a lower bound or an estimate of it.
         values: (B,) the same in the space's unit, lower is better.
         unit: "bits per dimension", "bits per byte", "nats per row".
-        exactness: "exact" or "bound".
+        exactness: "exact", "bound" or "estimate".
     """
 
     nats: Tensor
     values: Tensor
     unit: str
-    exactness: Literal["exact", "bound"]
+    exactness: Exactness
 
 
 class Run:
@@ -113,6 +115,9 @@ class Run:
         nats = torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
         values, unit = self.space.likelihood(nats)
         return Scores(nats, values, unit, "exact" if isinstance(model, Normalised) else "bound")
+            elif isinstance(model, Estimated):
+                streams = Streams(seed, torch.arange(i, i + len(rows)))
+                parts.append(model.unnormalised(rows, rng=streams, k=draws).double() - constant(model, seed).value)
 
     def data(self) -> Dataset:
         """The data it was trained on, opened again and checked against the fingerprint.

@@ -114,22 +114,27 @@ class Streams:
         return u.to(dtype).reshape(len(self), *event).to(self.device)
 
     def bernoulli(self, p: Tensor) -> Tensor:
-        """(B, ...) of 0 and 1, of p's dtype: 1 with probability p (B, ...), to a resolution of 2^-24.
-
-        The fast way to many coin flips. The words are numpy's Philox4x64-10 (the same construction with twice the
-        word, in C), whose counter runs on through the elements of a sample and on to the next id: neighbouring ids are
-        one call. Stream i still depends on (seed, id, draw) alone.
+        """(B, ...) of 0 and 1, of p's dtype: 1 with probability p (B, ...), to the resolution of `coins`.
 
         >>> rng, p = Streams(7, 4), torch.full((4, 3), 0.5)
         >>> bool((rng.bernoulli(p)[2] == Streams(7, [2]).bernoulli(p[:1])[0]).all())
         True
         """
-        width = math.prod(p.shape[1:])
+        return (self.coins(*p.shape[1:]).to(p.device) < p).to(p.dtype)
+
+    def coins(self, *event: int) -> Tensor:
+        """(B, *event) float32 multiples of 2^-24 on [0, 1): below p with probability p, never for 0, always for 1.
+
+        The fast way to many uniform numbers. The words are numpy's Philox4x64-10 (the same construction with twice the
+        word, in C), whose counter runs on through the elements of a sample and on to the next id: neighbouring ids are
+        one call. Stream i still depends on (seed, id, draw) alone.
+        """
+        width = math.prod(event)
         quads = -(-width // 8)  # of 64-bit words, each of which makes two numbers
         word = self._raw(quads).view(np.int32)
-        words = torch.from_numpy(word).reshape(len(self), 8 * quads)[:, :width].reshape(p.shape)
-        u = (words >> 8).float().mul_(2.0**-24).add_(0.5)  # multiples of 2^-24 on [0, 1): p = 0 never, p = 1 always
-        return (u.to(p.device) < p).to(p.dtype)
+        words = torch.from_numpy(word).reshape(len(self), 8 * quads)[:, :width]
+        u = (words >> 8).float().mul_(2.0**-24).add_(0.5)
+        return u.reshape(len(self), *event).to(self.device)
 
     def _raw(self, quads: int) -> np.ndarray:
         """(B * quads * 4) 64-bit words; the next draw of every stream."""

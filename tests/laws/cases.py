@@ -39,6 +39,16 @@ def image() -> tuple[Space, Rows]:
     return Image(1, 4, 4, levels=4, classes=("left", "right")), Rows(x, y, torch.arange(96))
 
 
+def binary() -> tuple[Space, Rows]:
+    """3 x 3 pictures of two levels: a row or a column is set, each pixel flipped now and then."""
+    streams = Streams(15, 96)
+    which, where = (streams.uniform(2) * torch.tensor([2, 3])).long().T
+    lines = torch.zeros(96, 3, 3)
+    lines[torch.arange(96), where] = 1.0
+    x = torch.where(which[:, None, None] == 0, lines, lines.mT) != (streams.uniform(3, 3) < 0.05)
+    return Image(1, 3, 3, levels=2), Rows(x.to(torch.uint8)[:, None], None, torch.arange(96))
+
+
 def table() -> tuple[Space, Rows]:
     """A real column, an integer with missing values, a category with missing values, a boolean."""
     streams = Streams(13, 120)
@@ -98,3 +108,5 @@ CASES: list[Case] = [
     *cases("ngram", tokens, order=3),
     *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),
 ]
+    *cases("rbm", *CONTINUOUS, binary, hidden=8, sweeps=40, chains=16),
+    *cases("dbm", *CONTINUOUS, binary, hidden=8, top=4, sweeps=40, chains=16, pretrain=4),

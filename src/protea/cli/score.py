@@ -39,5 +39,6 @@ def score(
     if json:
         print_json(scores if out is None else {**scores, "nats": None, "values": None, "out": str(out)})
         return
-    mark = {"exact": "exact", "bound": "a bound: the true likelihood is at least as high"}[scores["exactness"]]
+    marks = {"bound": "a bound: the true likelihood is at least as high", "estimate": "an estimate, which may err"}
+    mark = marks.get(scores["exactness"], "exact")
     stdout().print(f"{scores['mean']:.4f} {scores['unit']} (mean over {scores['n']:,} rows; {mark})", markup=False)

@@ -1,7 +1,9 @@
 r"""Held-out likelihood in the user's units, marked for what it is.
 
 `Normalised` models give "exact" figures, `Bounded` ones a "bound" with k draws: the model is at least as
-good as the figure says. Samplers without a density give none. A bound is never ranked against exact figures.
+good as the figure says. `Estimated` ones give an "estimate", log p*(x) - log Z with an estimated log Z whose standard
+error widens the interval; where a small model's log Z is a sum over all states, it is exact. Samplers without a
+density give none. Bounds and estimates are never ranked against exact figures.
 
 With labels, all families are judged by the marginal p(x), so that conditional and unconditional models compare.
 An exact conditional density is summed over labels, log sum_y pi_y p(x | y). A conditional bound uses each row's own
@@ -10,30 +12,36 @@ label, log p(x) >= log pi_y + bound(x | y), which is one term of that sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from protea.core import Bounded, Model, Normalised
 from protea.evaluation.figure import Figure, mean_figure
+from protea.models.estimated import Estimated, Partition
 from protea.models.lifted import Lifted
 from protea.rng import Streams, fold
 from protea.space import Rows
 
+Exactness = Literal["exact", "bound", "estimate"]
+
 ROWS = 2000
 BATCH = 256
+_CONSTANTS: WeakKeyDictionary[Model, tuple[tuple, Partition]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A held-out likelihood: the figure, its unit, and whether it is exact or a bound."""
+    """A held-out likelihood: the figure, its unit, and whether it is exact, a bound or an estimate."""
 
     figure: Figure
     unit: str
-    exactness: Literal["exact", "bound"]
+    exactness: Exactness
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as the report's contract names them."""
@@ -49,11 +57,11 @@ def class_prior(model: Model) -> Tensor | None:
 
 
 @torch.no_grad()
-def log_likelihood(model: Model, rows: Rows, *, k: int = 8, seed: int = 0) -> tuple[Tensor, str] | None:
-    """Nats of each row (N,) and "exact" or "bound"; None for a model without a density."""
+def log_likelihood(model: Model, rows: Rows, *, k: int = 8, seed: int = 0) -> tuple[Tensor, Exactness] | None:
+    """Nats of each row (N,) and "exact", "bound" or "estimate"; None for a model without a density."""
     inner = model.inner if isinstance(model, Lifted) else model
     prior = class_prior(model)
-    by_label = not isinstance(inner, Normalised) and prior is not None and rows.y is not None
+    by_label = not isinstance(inner, (Normalised, Estimated)) and prior is not None and rows.y is not None
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     nats = []
     for start in range(0, len(rows), BATCH):
@@ -64,13 +72,32 @@ def log_likelihood(model: Model, rows: Rows, *, k: int = 8, seed: int = 0) -> tu
         elif isinstance(model, Bounded):
             rng = Streams(fold(seed, "likelihood"), rows.ids[start : start + BATCH], device)
             log_p = model.log_prob_bound(x, None if y is None else y.to(device), rng=rng, k=k)
+        elif isinstance(model, Estimated):
+            rng = Streams(fold(seed, "likelihood"), rows.ids[start : start + BATCH], device)
+            log_p = model.unnormalised(x, rng=rng, k=k).double() - constant(model, seed).value
         else:
             return None
         log_p = log_p.detach().cpu().double()
         if y is not None and prior is not None:
             log_p = log_p + prior[y].log()
         nats.append(log_p)
-    return torch.cat(nats), "exact" if isinstance(model, Normalised) else "bound"
+    return torch.cat(nats), exactness_of(model, seed)
+
+
+def exactness_of(model: Model, seed: int = 0) -> Exactness:
+    """What the likelihood of a model is, where it has one."""
+    if isinstance(model, Estimated):
+        return "exact" if model.tight and constant(model, seed).exact else "estimate"
+    return "exact" if isinstance(model, Normalised) else "bound"
+
+
+def constant(model: Estimated, seed: int = 0) -> Partition:
+    """log Z of the model's present weights; estimated once, then remembered."""
+    key = (seed, *((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())))
+    held = _CONSTANTS.get(model)
+    if held is None or held[0] != key:
+        held = _CONSTANTS[model] = (key, model.log_partition(fold(seed, "partition")))
+    return held[1]
 
 
 def likelihood(
@@ -87,6 +114,17 @@ def likelihood(
         return None
     values, unit = model.space.likelihood(found[0])
     facts: dict[str, Any] = {**(protocol or {}), "n": len(rows), "conditioning": "marginal over labels"}
-    if found[1] == "bound":
+    if found[1] != "exact":
         facts["k"] = k
-    return Likelihood(mean_figure(values, facts, seed=seed), unit, "exact" if found[1] == "exact" else "bound")
+    figure = mean_figure(values, facts, seed=seed)
+    if isinstance(model, Estimated) and found[1] == "estimate":
+        error = constant(model, seed).error
+        shifted, _ = model.space.likelihood(found[0] + 1.96 * error)
+        figure = _widened(figure, float((shifted - values).abs().mean()))
+    return Likelihood(figure, unit, found[1])
+
+
+def _widened(figure: Figure, by: float) -> Figure:
+    """The interval with an independent error of half-width `by` added."""
+    low = figure.value - math.hypot(figure.value - figure.low, by)
+    return replace(figure, low=low, high=figure.value + math.hypot(figure.high - figure.value, by))

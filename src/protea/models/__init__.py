@@ -3,6 +3,7 @@
 from protea.models.adversarial.wgan import ENTRY as WGAN
 from protea.models.autoregressive.ngram import ENTRY as NGRAM
 from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
+from protea.models.boltzmann.family import DBM_ENTRY, RBM_ENTRY
 from protea.models.classical.gmm import ENTRY as GMM
 from protea.models.classical.marginals import ENTRY as MARGINALS
 from protea.models.classical.tmm import ENTRY as TMM
@@ -19,6 +20,8 @@ ENTRIES: tuple[Entry, ...] = (
     FLOW_MATCHING,
     FLOW,
     VAE,
+    RBM_ENTRY,
+    DBM_ENTRY,
     NGRAM,
     TRANSFORMER,
     WGAN,

@@ -6,13 +6,18 @@ bound, it may err either way, and it is never called `log_prob`.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from protea.core import Model
+from protea.models.lifted import Lifted
 from protea.rng import Streams
+from protea.space import Space
+from protea.transforms.relaxation import Relaxation
 
 
 class Partition(NamedTuple):
@@ -35,8 +40,29 @@ class Estimated(Model):
 
     @abstractmethod
     def unnormalised(self, x: Tensor, cond: Tensor | None = None, *, rng: Streams, k: int = 1) -> Tensor:
-        """log p*(x | cond), (B,) nats; k draws where it is itself a stochastic bound."""
+        """log p*(x), or of the joint log p*(x, cond) with labels, (B,) nats; k draws where it is a stochastic bound."""
 
     @abstractmethod
     def log_partition(self, seed: int = 0, *, steps: int = 2000) -> Partition:
         """log Z, exact where that is affordable, else an estimate by a path of `steps` temperatures."""
+
+
+class LiftedEstimate(Lifted, Estimated):
+    """An estimated density of relaxed data, seen from canonical units: exact scale, or k draws of dequantisation."""
+
+    def __init__(self, space: Space, relaxation: Relaxation, inner: Estimated) -> None:
+        inner.space = space
+        super().__init__(space, relaxation, inner)
+        self.tight = relaxation.exact and inner.tight
+
+    def unnormalised(self, x: Tensor, cond: Tensor | None = None, *, rng: Streams, k: int = 1) -> Tensor:
+        assert isinstance(self.inner, Estimated)
+        terms = []
+        for draw in range(1 if self.relaxation.exact else k):
+            v, log_q = self.relaxation.lift(x, rng.child("lift", draw))
+            terms.append(self.inner.unnormalised(v, cond, rng=rng.child("inner", draw)) - log_q)
+        return torch.logsumexp(torch.stack(terms), 0) - math.log(len(terms))
+
+    def log_partition(self, seed: int = 0, *, steps: int = 2000) -> Partition:
+        assert isinstance(self.inner, Estimated)
+        return self.inner.log_partition(seed, steps=steps)

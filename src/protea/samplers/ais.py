@@ -19,12 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-Step = Callable[[Tensor, float, float], tuple[Tensor, Tensor]]  # (x, b0, b1) to (log f_b1/f_b0 at x, x moved at b1)
+X = TypeVar("X")
+Step = Callable[[X, float, float], tuple[Tensor, X]]  # (x, b0, b1) to (log f_b1/f_b0 at x, x moved at b1)
 
 
 class Weights(NamedTuple):
@@ -65,11 +66,11 @@ def spacing(steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def ais(x: Tensor, betas: Sequence[float], step: Step) -> tuple[Weights, Tensor]:
+def ais(x: X, betas: Sequence[float], step: Step[X]) -> tuple[Weights, X]:
     """Weights of M chains, and where they ended.
 
     Args:
-        x: (M, ...) independent draws of the first density.
+        x: M independent draws of the first density, a tensor or whatever `step` takes.
         betas: the path.
         step: weighs and moves: (x, b0, b1) to (log f_b1(x) - log f_b0(x), (M,); x moved by a kernel of f_b1).
 
@@ -82,8 +83,8 @@ def ais(x: Tensor, betas: Sequence[float], step: Step) -> tuple[Weights, Tensor]
     >>> abs(w.log_ratio - math.log(0.5)) < 4 * w.error < 0.1
     True
     """
-    log_w = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    log_w = torch.zeros((), dtype=torch.float64)
     for b0, b1 in pairwise(betas):
         log_ratio, x = step(x, b0, b1)
-        log_w += log_ratio.double()
+        log_w = log_w.to(log_ratio.device) + log_ratio.double()
     return Weights(log_w), x

@@ -11,16 +11,19 @@ from protea.errors import NotSupported
 from protea.models.adversarial.wgan import WGAN
 from protea.models.autoregressive.ngram import NGram
 from protea.models.autoregressive.transformer import Transformer
+from protea.models.boltzmann.boltzmann import Boltzmann
 from protea.models.diffusion.gaussian import GaussianDiffusion
 from protea.models.flow.spline_coupling import Flow
 from protea.models.latent.vae import VAE
 from protea.models.lifted import Lifted
 from protea.objectives.adversarial import critic_loss, generator_loss
+from protea.objectives.contrastive_divergence import DataChains, PersistentChains, TemperedChains
 from protea.objectives.denoising import denoising_loss
 from protea.objectives.likelihood import nll, token_nll
 from protea.objectives.variational import negative_elbo
 from protea.samplers.guidance import Guided
 from protea.training.budget import Budget
+from protea.training.contrast import Contrast
 from protea.training.em import EM
 from protea.training.gradient import Gradient
 from protea.training.lifting import Lifting
@@ -106,6 +109,15 @@ def _wgan(model: WGAN, *, budget: Budget | None = None, seed: int = 0, **options
 def _diffusion(model: Model, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
     parts: dict[str, Any] = {"optimizer": adamw(2e-3, weight_decay=0.0, betas=(0.9, 0.99))}
     return Gradient(model, [Phase("denoise", list(model.parameters()), denoising_loss(model))], **(parts | options))
+
+
+@default_learner.register
+def _boltzmann(model: Boltzmann, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+    c = model.learning
+    made = {"pcd": lambda: PersistentChains(c.chains, c.k), "cd": lambda: DataChains(c.k),
+            "tempering": lambda: TemperedChains(max(1, c.chains // 8), 8, c.k)}  # fmt: skip
+    chosen = {"rate": c.rate, "momentum": c.momentum, "decay": c.decay, "batch_size": c.batch}
+    return Contrast(model, made[c.negative](), **(chosen | options))
 
 
 @default_learner.register

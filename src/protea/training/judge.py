@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protea.core import Batch, Bounded, Denoises, Learner, Model, Normalised
+from protea.models.estimated import Estimated
 from protea.rng import Streams, fold
 from protea.space import Rows, Space
 from protea.training.gradient import Gradient
@@ -15,6 +16,7 @@ from protea.training.lifting import Lifting
 
 Judge = Callable[[Model], Mapping[str, float]]
 
+PATH = 500  # temperatures of an estimated constant
 ROWS = 2000  # at most; enough for a figure with an error of a few hundredths of its spread
 
 
@@ -22,8 +24,8 @@ class HeldOut:
     """Mean of a figure over fixed held-out rows, with noise that belongs to the row.
 
     Exact models: "validation_nll". Bounded models: "validation_bound", minus one draw of the bound.
-    Denoisers and others with one loss: "validation_loss". Models of several losses (adversarial ones):
-    "validation_sliced_wasserstein" between samples and rows. `limit` is how many rows are used.
+    Densities with an estimated constant: "validation_estimate". Denoisers and others with one loss: "validation_loss".
+    Models of several losses (adversarial ones): "validation_sliced_wasserstein" between samples and rows. `limit` is how many rows are used.
     """
 
     def __init__(self, learner: Learner, rows: Rows, seed: int) -> None:
@@ -36,6 +38,8 @@ class HeldOut:
             self.name = "validation_nll"
         elif isinstance(learner.model, Bounded):
             self.name = "validation_bound"
+        elif isinstance(learner.model, Estimated):
+            self.name = "validation_estimate"
         elif isinstance(inner, Gradient) and len(inner.phases) == 1:
             self.name = "validation_loss"
         elif isinstance(getattr(learner.model, "space", None), Space):
@@ -62,6 +66,8 @@ class HeldOut:
             batch = Batch(part.x.to(device), y, Streams(self.seed, part.ids, device))
             value, items = self._sum(model, batch)
             total, count = total + value, count + items
+        if self.name == "validation_estimate" and isinstance(model, Estimated):
+            return {self.name: total / count + model.log_partition(self.seed, steps=PATH).value}
         return {self.name: total / count}
 
     def _sum(self, model: Model, batch: Batch) -> tuple[float, float]:
@@ -69,6 +75,8 @@ class HeldOut:
             return -float(model.log_prob(batch.x, batch.y).double().sum()), len(batch.x)
         if isinstance(model, Bounded) and self.name == "validation_bound":
             return -float(model.log_prob_bound(batch.x, batch.y, rng=batch.rng).double().sum()), len(batch.x)
+        if isinstance(model, Estimated) and self.name == "validation_estimate":
+            return -float(model.unnormalised(batch.x, rng=batch.rng).double().sum()), len(batch.x)
         learner = self.learner
         if isinstance(learner, Lifting):
             batch, learner = learner.lift(batch), learner.inner

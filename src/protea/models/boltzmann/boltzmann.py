@@ -10,19 +10,46 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from protea.core import Conditionable, Model
-from protea.errors import DataError
+from protea.errors import ConfigError, DataError
 from protea.models.boltzmann.machine import Machine, State
 from protea.models.boltzmann.units import Softmax, Units
 from protea.models.estimated import Estimated
 from protea.models.labels import refuse_labels
 from protea.rng import Streams
 from protea.space import Rows
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a machine learns unless told otherwise; read by its default learner.
+
+    Args:
+        negative: "pcd" (persistent chains), "cd" (chains from the data) or "tempering".
+        k: Gibbs sweeps a step of the negative phase.
+        chains: persistent ones.
+        rate: learning rate, falling to 0 over the second half.
+        momentum, decay: of the gradient, of the weights.
+        batch: rows of a step.
+    """
+
+    negative: str = "pcd"
+    k: int = 1
+    chains: int = 100
+    rate: float = 0.05
+    momentum: float = 0.5
+    decay: float = 1e-4
+    batch: int = 100
+
+    def __post_init__(self) -> None:
+        if self.negative not in ("pcd", "cd", "tempering"):
+            raise ConfigError(f"There is no negative phase {self.negative!r}.", 'Choose "pcd", "cd" or "tempering".')
 
 
 class Boltzmann(Conditionable, Estimated):
@@ -35,10 +62,15 @@ class Boltzmann(Conditionable, Estimated):
         sweeps: Gibbs sweeps of a draw.
     """
 
+    learning = Learning()
+    class_prior: Tensor  # relative frequencies of the labels
+
     def __init__(self, event: tuple[int, ...], dtype: torch.dtype, outer: Mapping[str, Units], sweeps: int) -> None:
         super().__init__()
         self.event, self.dtype, self.sweeps = tuple(event), dtype, sweeps
         self.outer = torch.nn.ModuleDict(dict(outer))
+        classes = self.label.size if self.label is not None else 0
+        self.register_buffer("class_prior", torch.full((classes,), 1 / max(classes, 1), dtype=torch.float64))
         self.block = 256 if math.prod(event) <= 256 else 64
 
     @property
@@ -105,6 +137,7 @@ class Boltzmann(Conditionable, Estimated):
             label = self.one_hot(y, len(v))
             assert label is not None
             self.label.fit_base(label)
+            self.class_prior.copy_(self.label.base.softmax(0))
         for name, units in self.outer.items():
             assert isinstance(units, Units)
             units.redraw(seed, name)

@@ -24,7 +24,7 @@ from protea.errors import NotSupported
 from protea.models.boltzmann.boltzmann import Boltzmann
 from protea.models.boltzmann.enumeration import MOST, log_sum
 from protea.models.boltzmann.machine import Bipartite, State
-from protea.models.boltzmann.units import Binomial, Softmax, Units
+from protea.models.boltzmann.units import Binomial, Softmax, Units, softplus
 from protea.models.estimated import Partition
 from protea.rng import Streams
 
@@ -86,8 +86,8 @@ class RBM(Boltzmann, Energy):
         """-F(v, y) of every label, (B, classes); (B, 1) without labels."""
         field, own = self.visible.push(v) + self.bias, self.visible.own(v)
         if self.label is None:
-            return (own + F.softplus(field).sum(1))[:, None]
-        parts = [own + self.label.bias[c] + F.softplus(field + w).sum(1) for c, w in enumerate(self.label.weight)]
+            return (own + softplus(field).sum(1))[:, None]
+        parts = [own + self.label.bias[c] + softplus(field + w).sum(1) for c, w in enumerate(self.label.weight)]
         return torch.stack(parts, 1)
 
     def energy(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -150,7 +150,7 @@ class RBM(Boltzmann, Energy):
         other = v.clone()
         other[row, place] = 1 - other[row, place]
         gap = torch.logsumexp(self._joint(other), 1) - torch.logsumexp(self._joint(v), 1)
-        return -visible.size * F.softplus(gap)
+        return -visible.size * softplus(gap)
 
 
 class Summed(Normalised):

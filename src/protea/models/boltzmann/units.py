@@ -31,6 +31,11 @@ Beta = float | Tensor
 SPREAD = 0.01  # of initial weights (Hinton 2012, "A practical guide to training restricted Boltzmann machines")
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); torch's default gives up at x = 20, an error of 2e-9 that sums over states make visible."""
+    return F.softplus(x, threshold=40.0)
+
+
 class Units(nn.Module, ABC):
     """One layer of `size` units coupled by `weight` (size, centre) to a layer of `centre` units."""
 
@@ -108,7 +113,7 @@ class Binomial(Units):
         return self.base + beta * (self.bias - self.base + pull)
 
     def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
-        return self.trials * F.softplus(self.logits(pull, beta))
+        return self.trials * softplus(self.logits(pull, beta))
 
     def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
         p = torch.sigmoid(self.logits(pull, beta))
