@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -66,6 +66,13 @@ def table() -> tuple[Space, Rows]:
     return space, Rows(space.encode(frame), None, torch.arange(120))
 
 
+def target_table() -> tuple[Space, Rows]:
+    """The same table with a column of labels to predict, some of which are missing."""
+    space, rows = table()
+    assert isinstance(space, Table)
+    return replace(space, target="city"), rows
+
+
 def tokens() -> tuple[Space, Rows]:
     """Words of 6 letters over an alphabet of 4, each letter likely to repeat or follow the one before."""
     u = Streams(14, 96).uniform(6)
@@ -96,6 +103,9 @@ CONTINUOUS = (vector, labelled, image, table)
 
 CASES: list[Case] = [
     *cases("marginals", *CONTINUOUS, bins=8),
+    *cases("naive-bayes", labelled, image, target_table, bins=8),
+    *cases("mixture", *CONTINUOUS, k=2, bins=8),
+    *cases("mixture", table, k=2, kinds=("gaussian", "gaussian", "categorical", "bernoulli")),
     *cases("gmm", *CONTINUOUS, k=2),
     *cases("tmm", *CONTINUOUS, k=2),
     *cases("flow", *CONTINUOUS, transforms=2, width=8, depth=1, bins=4),
@@ -105,8 +115,8 @@ CASES: list[Case] = [
     *cases("diffusion", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
     *cases("diffusion", image, network="unet", patch=2, width=8, depth=1, multipliers=(1,), steps=3),
     *cases("flow-matching", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
+    *cases("rbm", *CONTINUOUS, binary, hidden=8, sweeps=40, chains=16),
+    *cases("dbm", *CONTINUOUS, binary, hidden=8, top=4, sweeps=40, chains=16, pretrain=4),
     *cases("ngram", tokens, order=3),
     *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),
 ]
-    *cases("rbm", *CONTINUOUS, binary, hidden=8, sweeps=40, chains=16),
-    *cases("dbm", *CONTINUOUS, binary, hidden=8, top=4, sweeps=40, chains=16, pretrain=4),

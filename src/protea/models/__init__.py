@@ -6,6 +6,8 @@ from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
 from protea.models.boltzmann.family import DBM_ENTRY, RBM_ENTRY
 from protea.models.classical.gmm import ENTRY as GMM
 from protea.models.classical.marginals import ENTRY as MARGINALS
+from protea.models.classical.naive_bayes import ENTRY as NAIVE_BAYES
+from protea.models.classical.table_mixture import ENTRY as MIXTURE
 from protea.models.classical.tmm import ENTRY as TMM
 from protea.models.diffusion.family import DIFFUSION, FLOW_MATCHING
 from protea.models.entry import Entry
@@ -14,14 +16,16 @@ from protea.models.latent.vae import ENTRY as VAE
 
 ENTRIES: tuple[Entry, ...] = (
     MARGINALS,
+    NAIVE_BAYES,
+    MIXTURE,
     GMM,
     TMM,
+    RBM_ENTRY,
+    DBM_ENTRY,
     DIFFUSION,
     FLOW_MATCHING,
     FLOW,
     VAE,
-    RBM_ENTRY,
-    DBM_ENTRY,
     NGRAM,
     TRANSFORMER,
     WGAN,

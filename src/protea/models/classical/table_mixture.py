@@ -30,10 +30,11 @@ from protea.models.entry import Entry
 from protea.rng import permutation
 from protea.space import Rows, Space
 
-SEARCH_ROWS, SEARCH_STEPS = 20_000, 15
+SEARCH_ROWS, SEARCH_STEPS = 20_000, 12
+KIND_ROWS = 4000  # of the search for kinds of columns
 SHARE = 0.2  # of the budget, that the search may take
-OPERATIONS_PER_SECOND = 4e8  # entries of rows x columns x members a core counts in a second
-ROUNDED = 40  # of them that a normal costs where a histogram costs one
+OPERATIONS_PER_SECOND = 2e8  # entries of rows x columns x members a core counts in a second
+ROUNDED = 30  # of them that a rounded normal costs where a histogram costs one
 FEW = 5000  # rows up to which several starts are tried
 
 
@@ -84,22 +85,28 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
     base = MixtureConfig(k=1, bins=bins, floor=_floor(space, rows.x), restarts=3 if len(rows) <= FEW else 1)
     if len(train) < 2 or not len(test):
         return base
-    search = _Search(space, train, test, SHARE * seconds * OPERATIONS_PER_SECOND)
+    operations = SHARE * seconds * OPERATIONS_PER_SECOND
     histogram, normal = (usual_kinds(space.fields, kind) for kind in ("histogram", "gaussian"))
-    few = replace(base, k=_power(min(8, len(train) // 8)), restarts=1)
-    if histogram != normal and search.affords(replace(few, kinds=tuple(normal))):
-        best = search.best([replace(few, kinds=tuple(kinds)) for kinds in (histogram, normal)])
-        each = search.each_column(replace(few, kinds=tuple(histogram)), normal)
-        best = search.best([best, replace(few, kinds=each)])
-        base = replace(base, kinds=best.kinds)
-    best = search.best([base])
-    while best.k <= max(1, len(train) // (8 * max(len(space.classes), 1))):
-        wider = replace(best, k=2 * best.k)
-        if not search.affords(wider) or search.best([best, wider]) is best:
+    rows_of_class = len(train) // max(len(space.classes), 1)
+    few = replace(base, k=_power(min(8, rows_of_class // 8)), kinds=tuple(histogram))
+    if histogram != normal:
+        search = _Search(space, train[:KIND_ROWS], test[:KIND_ROWS], 0.4 * operations)
+        other = replace(few, kinds=tuple(normal))
+        if search.affords(other):
+            each = replace(few, kinds=search.each_column(few, normal))
+            few = search.best([few, other, each])
+        operations -= 0.4 * operations - search.left
+    search = _Search(space, train, test, operations)
+    best = search.best([few])
+    for step in (2.0, 0.5):
+        while 1 <= (k := int(step * best.k)) <= rows_of_class // 8 and search.affords(replace(best, k=k)):
+            if search.best([best, replace(best, k=k)]) == best:
+                break
+            best = replace(best, k=k)
+        if best.k > few.k:
             break
-        best = wider
-    stronger = [replace(best, strength=s) for s in (1.0, 20.0)]
-    return search.best([best, *(c for c in stronger if search.affords(c))])
+    prior = [replace(best, strength=s) for s in (20.0, 1.0, 50.0)]
+    return search.best([best, *(c for c in prior if search.affords(c))])
 
 
 class _Search:
