@@ -55,7 +55,7 @@ def test_free_energy_and_partition_by_enumeration(trials: int) -> None:
     log_z = torch.logsumexp(log_joint.flatten(), 0)
     assert float(model.exact_log_partition().detach()) == pytest.approx(float(log_z), abs=1e-11)
     assert model.log_partition().exact and model.log_partition().value == pytest.approx(float(log_z), abs=1e-11)
-    assert float(model.normalised().log_prob(v).exp().sum()) == pytest.approx(1, abs=1e-11)
+    assert float(model.normalised().log_prob(v).exp().sum().detach()) == pytest.approx(1, abs=1e-11)
     posterior = (log_joint - torch.logsumexp(log_joint, 1, keepdim=True)).exp() @ h
     assert torch.allclose(model.hidden(v), posterior, rtol=0, atol=1e-11)
 
@@ -160,7 +160,7 @@ def test_a_sweep_leaves_the_distribution_invariant(visible: Units) -> None:
 
 def test_samples_follow_the_likelihood() -> None:
     model = machine(Binomial(5, 4))
-    v, n = every(5), 8192
+    v, n = every(5), 4096
     code = (model.sample(n).double() @ torch.tensor([16.0, 8, 4, 2, 1]).double()).long()
     with torch.no_grad():
         p = model.normalised().log_prob(v).exp()
@@ -170,7 +170,7 @@ def test_samples_follow_the_likelihood() -> None:
 def test_completions_follow_the_conditional() -> None:
     model = machine(Binomial(4, 3), seed=2)
     x, observed = torch.tensor([1.0, 0.0, 1.0, 0.0]).double(), torch.tensor([True, False, True, False])
-    n = 4096
+    n = 2048
     drawn = model.given(x, observed).sample(n)
     assert bool((drawn[:, observed] == x[observed]).all())
     v = every(4)
@@ -179,13 +179,13 @@ def test_completions_follow_the_conditional() -> None:
         p = (-model.energy(v)).softmax(0)
     code = (2 * drawn[:, 1] + drawn[:, 3]).long()
     assert stats.chisquare(torch.bincount(code, minlength=4).numpy(), (p * n).numpy()).pvalue > 1e-4
-    mean = model.given(x, observed).mean(4000)[0]
+    mean = model.given(x, observed).mean(2000)[0]
     assert torch.allclose(mean, (p[:, None] * v).sum(0), atol=0.05)
 
 
 def test_bad_input() -> None:
     model = RBM((4,), Binomial(4, 3))
-    with pytest.raises(DataError, match="is 2; units take whole numbers 0 .. 1"):
+    with pytest.raises(DataError, match="is 2; units take whole numbers"):
         model.energy(torch.tensor([[0.0, 2, 0, 1]]))
     with pytest.raises(DataError, match="do not fit"):
         model.given(torch.zeros(4), torch.ones(3, dtype=torch.bool))

@@ -21,7 +21,7 @@ from torch import Tensor
 from protea.models.boltzmann.units import Beta, Units
 from protea.models.estimated import Partition
 from protea.rng import Streams, fold
-from protea.samplers.ais import ais, spacing
+from protea.samplers.ais import Weights, ais, spacing
 
 State = dict[str, Tensor]
 Clamp = Mapping[str, tuple[Tensor, Tensor]]  # layer to (values, True where they are held), each (B, units)
@@ -118,6 +118,7 @@ class Bipartite(Machine):
 
     # ---- the partition function
 
+    @torch.no_grad()
     def log_base(self) -> float:
         """log Z of beta = 0."""
         none = self.bias.new_zeros(1, len(self.bias))
@@ -129,10 +130,14 @@ class Bipartite(Machine):
         return h @ self.bias + sum(units.log_norm(units.pull(h)).sum(1) for units in self.outer.values())
 
     def estimate(self, seed: int, *, chains: int = 128, steps: int = 2000) -> Partition:
-        """log Z by annealed importance sampling over h, the outer layers summed out of the weights.
+        """log Z by annealed importance sampling; noise depends on the seed alone."""
+        found = self.weights(seed, chains=chains, steps=steps)
+        return Partition(self.log_base() + found.log_ratio, found.error, False, found.effective)
 
-        Noise depends on the seed alone; log Z_0 is that of the base, the data's independent marginals.
-        """
+    @torch.no_grad()
+    def weights(self, seed: int, *, chains: int, steps: int) -> Weights:
+        """Weights of chains from the base (the data's independent marginals) to the machine, over the states of h:
+        the outer layers are summed out, which makes the weights vary less."""
         rng = Streams(fold(seed, "ais"), chains, self.bias.device)
         h = rng.bernoulli(self.bias.new_full((chains, len(self.bias)), 0.5))
 
@@ -144,5 +149,4 @@ class Bipartite(Machine):
                 outer[name] = units.draw(pull, rng, b1)
             return log_ratio, rng.bernoulli(torch.sigmoid(self.field(outer, b1)))
 
-        found, _ = ais(h, spacing(steps), step)
-        return Partition(self.log_base() + found.log_ratio, found.error, False, found.effective)
+        return ais(h, spacing(steps), step)[0]
