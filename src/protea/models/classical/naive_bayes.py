@@ -266,7 +266,7 @@ def build(space: Space, config: NaiveBayesConfig) -> Model:
 
 
 SEARCH_ROWS = 10_000
-WIDE = 200  # features beyond which they all get the same kind
+WIDE = 40  # features beyond which they all get the same kind
 
 
 def suggest(space: Space, rows: Rows, seconds: float) -> NaiveBayesConfig:
@@ -280,7 +280,7 @@ def suggest(space: Space, rows: Rows, seconds: float) -> NaiveBayesConfig:
     base = NaiveBayesConfig(bins=int(min(max(2 * len(rows) ** 0.4, 8), 64)))
     if not len(train) or not len(test):
         return base
-    choices = [usual_kinds(fields, kind) for kind in ("gaussian", "histogram")]
+    choices = [usual_kinds(fields, "gaussian"), usual_kinds(fields, "histogram")]
     if choices[0] != choices[1]:
         scores = torch.stack([_scores(space, replace(base, kinds=tuple(k)), train, test, target) for k in choices])
         if len(fields) > WIDE:

@@ -34,8 +34,8 @@ SEARCH_ROWS, SEARCH_STEPS = 20_000, 12
 KIND_ROWS = 4000  # of the search for kinds of columns
 SHARE = 0.2  # of the budget, that the search may take
 OPERATIONS_PER_SECOND = 2e8  # entries of rows x columns x members a core counts in a second
-ROUNDED = 30  # of them that a rounded normal costs where a histogram costs one
-FEW = 5000  # rows up to which several starts are tried
+ROUNDED = 100  # of them that a rounded normal costs where a histogram costs one
+FEW = 5000  # rows up to which several starts are tried, and that starts of the search are made from
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
     rows = rows[permutation(len(rows), 0, "mixture suggest")[:SEARCH_ROWS]]
     train, test = rows[: 4 * len(rows) // 5], rows[4 * len(rows) // 5 :]
     bins = int(min(max(2 * len(rows) ** 0.4, 8), 128))
-    base = MixtureConfig(k=1, bins=bins, floor=_floor(space, rows.x), restarts=3 if len(rows) <= FEW else 1)
+    base = MixtureConfig(k=1, bins=bins, floor=_floor(space, rows.x))
     if len(train) < 2 or not len(test):
         return base
     operations = SHARE * seconds * OPERATIONS_PER_SECOND
-    histogram, normal = (usual_kinds(space.fields, kind) for kind in ("histogram", "gaussian"))
+    histogram, normal = usual_kinds(space.fields, "histogram"), usual_kinds(space.fields, "gaussian")
     rows_of_class = len(train) // max(len(space.classes), 1)
     few = replace(base, k=_power(min(8, rows_of_class // 8)), kinds=tuple(histogram))
     if histogram != normal:
@@ -106,7 +106,8 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
         if best.k > few.k:
             break
     prior = [replace(best, strength=s) for s in (20.0, 1.0, 50.0)]
-    return search.best([best, *(c for c in prior if search.affords(c))])
+    best = search.best([best, *(c for c in prior if search.affords(c))])
+    return replace(best, restarts=3 if len(rows) <= FEW else 1)
 
 
 class _Search:
@@ -136,7 +137,7 @@ class _Search:
     def fit(self, config: MixtureConfig) -> Mixture:
         model = build(self.space, config)
         assert isinstance(model, Mixture)
-        model.initialise(self.train)
+        model.initialise(self.train[:FEW])
         previous = -torch.inf
         for _ in range(SEARCH_STEPS):
             stats = model.expect(self.train.x, self.train.y)
