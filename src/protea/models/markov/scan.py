@@ -1,0 +1,147 @@
+r"""Forward and backward over time, in the linear domain with scaling, vectorised over sequences and states.
+
+With b_t(k) = p(x_t | z_t = k), initial probabilities pi, transitions A and an end factor e (1, or the probability that
+the chain ends after a state):
+
+    alpha_t = (alpha_{t-1} A) * b_t,   alpha_1 = pi * b_1,     beta_t = A w_{t+1},   w_t = b_t * beta_t,   beta_T = e
+    p(x) = alpha_T . e,   gamma_t(k) = alpha_t(k) beta_t(k) / p(x),   xi_t(i, j) = alpha_t(i) A_ij w_{t+1}(j) / p(x)
+
+(Rabiner 1989, "A tutorial on hidden Markov models", sections III.A and V.A). Every b_t is divided by its largest entry
+and alpha by its sum c at regular steps; beta takes the same c, so that alpha * beta is gamma without another pass, and
+xi summed over all steps and sequences is one matrix product.
+
+Why nothing underflows. Entries below the smallest number u of the type become zero, relative to a largest one.
+If a = min(A, e) > 0, a state lost at one step would have given at most u / a of what reaches any state at the next. So
+where a >= u^(1/3), the loss is below u^(1/3) and alpha may go unscaled for any m steps with a^m >= u^(1/3). Where A has
+zeros or is smaller, alpha is scaled at every step, and beta tells the truth: what was lost at step t is at most
+u K max_k beta_t(k) of p(x). Sequences whose beta exceeds u^(-2/3), or is not finite, are computed again with logarithms
+(`log_scan.py`), which loses nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from protea.models.markov import blocks, log_scan, steps
+from protea.models.markov.dynamics import Dynamics, Posterior
+from protea.models.markov.packed import Packed
+
+UNSCALED = 32  # most steps between two scalings
+
+
+def interval(dynamics: Dynamics, dtype: torch.dtype) -> int:
+    """Steps between two scalings of alpha; 0 where losses must be watched (see the module's docstring)."""
+    third = torch.finfo(dtype).tiny ** (1 / 3)
+    low = dynamics.smallest()
+    steps = 0
+    while steps < UNSCALED and low ** (steps + 1) >= third:
+        steps += 1
+    return steps
+
+
+def emission(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> tuple[Tensor, Tensor]:
+    """b (N, K), its rows' largest entry 1, and the logarithms (N,) taken out; first steps are multiplied by pi."""
+    b = log_b.clone()
+    b[: packed.first] += dynamics.start.log()
+    top = b.amax(1, keepdim=True)
+    top.masked_fill_(torch.isneginf(top), 0.0)
+    return b.sub_(top).exp_(), top[:, 0]
+
+
+def _forward(b: Tensor, dynamics: Dynamics, packed: Packed, every: int) -> tuple[Tensor, Tensor, blocks.Blocks | None]:
+    """alpha (N, K), its scales (N, 1), 1 where none was taken, and the blocks, if the scan is cut into them."""
+    alpha, scale = torch.empty_like(b), torch.ones_like(b[:, :1])
+    length = blocks.block_length(packed, b.shape[1])
+    with steps.alone():
+        if length:
+            return alpha, scale, blocks.forward(b, alpha, scale, dynamics.transition, every, packed, length)
+        parts = (v.split(packed.active) for v in (b, alpha, scale))
+        steps.forward(*parts, dynamics.transition, every, None)
+    return alpha, scale, None
+
+
+def _backward(
+    cut: blocks.Blocks | None, w: Tensor, alpha: Tensor, scale: Tensor, dynamics: Dynamics, packed: Packed, every: int,
+    last: Tensor, peak: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Turn alpha into gamma, and return the derivative with respect to A."""
+    with steps.alone():
+        if cut is not None:
+            return blocks.backward(cut, w, alpha, scale, dynamics.transition, every, last, peak, packed)
+        parts = (v.split(packed.active) for v in (w, alpha, scale))
+        return steps.backward(*parts, dynamics.transition, every, last, peak)
+
+
+def _evidence(
+    alpha: Tensor, scale: Tensor, top: Tensor, dynamics: Dynamics, packed: Packed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (B,) sorted, 0 for sequences without a step; and for those with one e (B', K) and alpha_T . e (B', 1)."""
+    final = alpha[packed.last]
+    end = dynamics.factor(final)
+    mass = (final * end).sum(1, keepdim=True)
+    log_p = packed.per_sequence(top.double() + scale[:, 0].log().double())
+    log_p[: packed.first] += mass[:, 0].log()
+    return log_p, end, mass
+
+
+def smooth(log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None) -> Posterior:
+    """Forward-backward of packed log b (N, K); `weights` (B,) sorted multiply each sequence's statistics."""
+    every = interval(dynamics, log_b.dtype)
+    w, top = emission(log_b, dynamics, packed)
+    alpha, scale, cut = _forward(w, dynamics, packed, max(every, 1))
+    log_p, end, mass = _evidence(alpha, scale, top, dynamics, packed)
+    if len(lost := (~(mass[:, 0] > 0)).nonzero()[:, 0]):  # probability zero, or so it seems
+        return _mend(lost, log_b, dynamics, packed, weights)
+    last = end / mass
+    at_last = torch.where(end > 0, alpha[packed.last] / mass, 0.0)
+    if weights is not None:
+        share = weights[: packed.first, None].to(last)
+        last, at_last = last * share, at_last * share
+    peak = None if every else torch.zeros_like(last)
+    pairs = _backward(cut, w, alpha, scale, dynamics, packed, max(every, 1), last, peak)
+    if peak is not None:  # a path may have been lost where beta is too large, or not a number
+        lost = (~(peak.amax(1) < torch.finfo(peak.dtype).tiny ** (-2 / 3))).nonzero()[:, 0]
+        if len(lost):
+            return _mend(lost, log_b, dynamics, packed, weights)
+    start = alpha[: packed.first].sum(0)
+    return Posterior(
+        log_prob=log_p,
+        gamma=alpha,
+        start=torch.where(dynamics.start > 0, start / dynamics.start, 0.0),
+        transition=torch.where(dynamics.transition > 0, pairs, 0.0),
+        last=at_last,
+    )
+
+
+def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
+    """log p(x) (B,) sorted, of packed log b (N, K): forward only, where nothing can be lost."""
+    if not interval(dynamics, log_b.dtype):
+        return smooth(log_b, dynamics, packed).log_prob
+    b, top = emission(log_b, dynamics, packed)
+    alpha, scale, _ = _forward(b, dynamics, packed, interval(dynamics, log_b.dtype))
+    log_p, _, mass = _evidence(alpha, scale, top, dynamics, packed)
+    return log_p if bool((mass > 0).all()) else smooth(log_b, dynamics, packed).log_prob
+
+
+def filtered(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
+    """p(z_t | x_1 .. x_t), (N, K), where nothing can be lost."""
+    b, _ = emission(log_b, dynamics, packed)
+    alpha, _, _ = _forward(b, dynamics, packed, interval(dynamics, log_b.dtype))
+    return alpha / alpha.sum(1, keepdim=True)
+
+
+def _mend(lost: Tensor, log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None) -> Posterior:
+    """The posterior with the recursion in logarithms for those that were lost."""
+    kept = torch.ones(packed.count, dtype=torch.bool, device=lost.device)
+    kept[lost] = False
+    log_p, gamma = log_b.new_zeros(packed.count, dtype=torch.float64), torch.empty_like(log_b)
+    last = log_b.new_zeros(packed.first, log_b.shape[1])
+    start, transition = torch.zeros_like(dynamics.start), torch.zeros_like(dynamics.transition)
+    for which, how in ((kept.nonzero()[:, 0], smooth), (lost, log_scan.smooth)):
+        part, rows = packed.only(which)
+        share = None if weights is None else weights[which]
+        p = how(log_b[rows], dynamics.only(which), part, share)
+        log_p[which], gamma[rows], last[which[: part.first]] = p.log_prob, p.gamma.to(gamma), p.last.to(last)
+        start, transition = start + p.start.to(start), transition + p.transition.to(start)
+    return Posterior(log_p, gamma, start, transition, last)
