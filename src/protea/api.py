@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from protea.core import Bounded, Model, Normalised, capabilities
+from protea.core import Bounded, Conditionable, Model, Normalised, capabilities
 from protea.data import Dataset, open_data
-from protea.errors import CheckpointError, ConfigError, NotSupported, ProteaError, nearest
+from protea.data.rows import read_rows
+from protea.errors import CheckpointError, ConfigError, DataError, NotSupported, ProteaError, nearest
 from protea.evaluation.likelihood import Exactness, constant, exactness_of
 from protea.models.estimated import Estimated
 from protea.rng import Streams
@@ -29,6 +30,7 @@ from protea.training.hardware import Hardware
 from protea.training.run import find, read_config
 
 if TYPE_CHECKING:
+    from protea.inference.anomaly import Anomalies, Statistic
     from protea.training.progress import Progress
 
 Shown = Literal["auto", "bar", "plain", "none"]
@@ -94,11 +96,21 @@ class Run:
         Raises:
             NotSupported: the model has no likelihood. DataError: the objects do not fit the space.
         """
-        return self.score_rows(self.space.encode(raw), draws=draws, seed=seed)
+        return self.score_rows(self.encode(raw), draws=draws, seed=seed)
 
     @torch.no_grad()
     def score_rows(self, x: Tensor, *, draws: int = 8, seed: int = 0) -> Scores:
-        """The same for canonical units x (B, *event)."""
+        """The same for canonical units x (B, *event).
+
+        NaN where no value may be missing is unknown: such rows are scored by log p of what they have, where the model
+        has exact conditionals (NotSupported where it has not).
+        """
+        if self._unknown(x).any():
+            from protea.inference.missing import log_evidence
+
+            nats = log_evidence(self.model, x, ~self._unknown(x))
+            values, unit = self.space.likelihood(nats)
+            return Scores(nats, values, unit, "exact")
         model, parts = self.model, []
         for i in range(0, len(x), BATCH):
             rows = x[i : i + BATCH]
@@ -107,6 +119,9 @@ class Run:
             elif isinstance(model, Bounded):
                 streams = Streams(seed, torch.arange(i, i + len(rows)))
                 parts.append(model.log_prob_bound(rows, rng=streams, k=draws))
+            elif isinstance(model, Estimated):
+                streams = Streams(seed, torch.arange(i, i + len(rows)))
+                parts.append(model.unnormalised(rows, rng=streams, k=draws).double() - constant(model, seed).value)
             else:
                 raise NotSupported(
                     f"{read_config(self.path)['model']} has no likelihood: it can only be sampled.",
@@ -114,10 +129,110 @@ class Run:
                 )
         nats = torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
         values, unit = self.space.likelihood(nats)
-        return Scores(nats, values, unit, "exact" if isinstance(model, Normalised) else "bound")
-            elif isinstance(model, Estimated):
-                streams = Streams(seed, torch.arange(i, i + len(rows)))
-                parts.append(model.unnormalised(rows, rng=streams, k=draws).double() - constant(model, seed).value)
+        return Scores(nats, values, unit, exactness_of(model, seed))
+
+    def _unknown(self, x: Tensor) -> Tensor:
+        """Entries that are NaN although their field has no missing values."""
+        if not x.is_floating_point():
+            return torch.zeros(x.shape, dtype=torch.bool)
+        never = torch.tensor([not field.missing for field in self.space.fields]).reshape(self.space.event)
+        return x.isnan() & never
+
+    def encode(self, raw: Any) -> Tensor:
+        """The user's objects in canonical units; NaN for what is missing, where the model can do without it."""
+        try:
+            return self.space.encode(raw)
+        except DataError:
+            if not isinstance(self.model, Conditionable):
+                raise
+            from protea.inference.missing import encode_missing
+
+            try:
+                return encode_missing(self.space, raw)[0]
+            except ProteaError:
+                pass
+            raise
+
+    def classify(self, raw: Any, *, draws: int = 8, seed: int = 0) -> Any:
+        """The classes of the user's objects by Bayes' rule, a DataFrame: the most probable one, and p(y | x) of each.
+
+        Args:
+            raw: what `space.encode` takes; a table may lack its target column, which is not read.
+            draws: importance samples, where the model has only a bound; its probabilities are then approximate.
+            seed: of those draws.
+
+        Raises:
+            NotSupported: no likelihood, or no labels. DataError: the objects do not fit the space.
+        """
+        import pandas as pd
+
+        from protea.inference.labelling import encode_unlabelled
+        from protea.inference.posterior import posterior
+
+        found = posterior(self.model, encode_unlabelled(self.space, raw), draws=draws, seed=seed)
+        said = {"class": [found.names[c] for c in found.label.tolist()]}
+        return pd.DataFrame(said | {f"p({n})": p for n, p in zip(found.names, found.log_prob.exp().T.tolist())})
+
+    def impute(self, raw: Any, draws: int | None = None, *, seed: int = 0) -> Any:
+        """A table, or an array, with its missing values filled.
+
+        Args:
+            raw: a DataFrame (columns may be absent), or an array with NaN.
+            draws: None fills in conditional means (modes of categories); m returns a list of m completed copies, drawn
+                from p(missing | observed).
+            seed: of the draws.
+
+        Raises:
+            NotSupported: the model has no exact conditionals.
+        """
+        from protea.inference.missing import encode_missing, impute
+
+        filled = impute(self.model, *encode_missing(self.space, raw), draws, seed)
+        return self.space.decode(filled) if draws is None else [self.space.decode(x) for x in filled]
+
+    def anomalies(
+        self, raw: Any, *, normal: Any = None, statistic: Statistic = "likelihood", draws: int = 8, seed: int = 0
+    ) -> Anomalies:
+        """How strange the user's objects are: conformal p-values against held-out rows, see `inference/anomaly.py`.
+
+        Args:
+            raw: what `space.encode` takes.
+            normal: rows the model has not learnt from, to calibrate on; None: the holdout of the run's data.
+            statistic: "likelihood" (low is strange) or "typicality" (both sides are).
+            draws: importance samples, where the model has only a bound.
+            seed: of those draws.
+
+        Raises:
+            NotSupported: the model has no likelihood. DataError: too few held-out rows.
+        """
+        held = None if normal is None else self.space.encode(normal)
+        return self.anomalies_of(self.encode(raw), held, statistic=statistic, draws=draws, seed=seed)
+
+    def anomalies_of(
+        self, x: Tensor, normal: Tensor | None = None, *, statistic: Statistic = "likelihood", draws: int = 8,
+        seed: int = 0,
+    ) -> Anomalies:  # fmt: skip
+        """The same for canonical units. A row with holes is compared with held-out rows that have the same holes."""
+        from protea.inference.anomaly import Anomalies, benjamini_hochberg, judge_anomalies
+
+        held = self.data().holdout.x if normal is None else normal
+        training = self.data().train.x[:2000] if statistic == "typicality" else None
+        holes = self._unknown(x).flatten(1)
+        patterns, which = holes.unique(dim=0, return_inverse=True)
+        nats, p = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+        for g, pattern in enumerate(patterns):
+            mine = which == g
+            masked = [
+                rows if rows is None or not bool(pattern.any())
+                else torch.where(pattern.reshape(x.shape[1:]), torch.nan, rows)
+                for rows in (x[mine], held, training)
+            ]  # fmt: skip
+            found = [None if rows is None else self.score_rows(rows, draws=draws, seed=seed + i).nats
+                     for i, rows in enumerate(masked)]  # fmt: skip
+            assert found[0] is not None and found[1] is not None
+            judged = judge_anomalies(found[0], found[1], statistic=statistic, training=found[2])
+            nats[mine], p[mine] = judged.nats, judged.p
+        return Anomalies(nats, p, benjamini_hochberg(p), len(held), statistic)
 
     def data(self) -> Dataset:
         """The data it was trained on, opened again and checked against the fingerprint.
@@ -163,13 +278,12 @@ class Run:
 
     def score_data(self, data: str | Path, *, n: int | None = None, draws: int = 8, seed: int = 0) -> dict[str, Any]:
         """Scores of every row of a file, in its order, as plain JSON values."""
-        dataset = open_data(str(data), space=self.space)
-        parts = (dataset.train, dataset.validation, dataset.holdout)
-        order = torch.argsort(torch.cat([p.ids for p in parts]))[:n]
-        scores = self.score_rows(torch.cat([p.x for p in parts])[order], draws=draws, seed=seed)
+        rows = read_rows(self.space, data)
+        x = (self.encode(rows.raw) if rows.x is None else rows.x)[:n]
+        scores = self.score_rows(x, draws=draws, seed=seed)
         return {
-            "run": str(self.path), "data": str(data), "n": len(order), "mean": float(scores.values.mean()),
-            "unit": scores.unit, "exactness": scores.exactness, "draws": draws if scores.exactness == "bound" else None,
+            "run": str(self.path), "data": str(data), "n": len(x), "mean": float(scores.values.mean()),
+            "unit": scores.unit, "exactness": scores.exactness, "draws": draws if scores.exactness != "exact" else None,
             "nats": scores.nats.tolist(), "values": scores.values.tolist(),
         }  # fmt: skip
 

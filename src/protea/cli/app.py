@@ -8,10 +8,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from protea.cli.anomaly import anomaly
+from protea.cli.classify import classify
 from protea.cli.compare import compare
+from protea.cli.curve import curve
 from protea.cli.doctor import doctor
 from protea.cli.eval import evaluate
 from protea.cli.fit import fit
+from protea.cli.impute import impute
 from protea.cli.inspect import inspect
 from protea.cli.models import models
 from protea.cli.plan import plan
@@ -24,6 +28,7 @@ from protea.cli.version import version
 PANELS = {
     "Start here": {"compare": compare, "inspect": inspect, "models": models},
     "One model": {"plan": plan, "fit": fit, "resume": resume, "sample": sample, "score": score, "eval": evaluate},
+    "What a model is good for": {"classify": classify, "impute": impute, "anomaly": anomaly, "curve": curve},
     "Housekeeping": {"report": report, "doctor": doctor, "version": version},
 }
 
