@@ -88,7 +88,7 @@ def test_a_child_tells_why_it_failed_and_how_much_it_used(tmp_path: Path) -> Non
     ended = compare_child.train(["fit", "gmm", "nowhere.csv"], tmp_path / "run", tmp_path / "a.log", seconds=1.0)
     assert ended.failed is not None and "nowhere.csv" in ended.failed and "Error" not in ended.failed
     ended = compare_child.train(["version"], tmp_path / "run", tmp_path / "b.log", seconds=1.0)
-    assert ended.failed is None and ended.peak_mb is not None and 5 < ended.peak_mb < 100  # not the parent's
+    assert ended.failed is None and ended.peak_mb is not None and 5 < ended.peak_mb < 350  # not the caller's
 
 
 def test_metrics_are_followed_line_by_line(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from protea.errors import ConfigError, ProteaError, nearest
 from protea.evaluation import compare_child, nulls
 from protea.evaluation.compare_rows import Judged, failed_row, judge_folder, judge_null, judge_run, model_row, null_row
 from protea.evaluation.compare_rows import ranked as rank_rows
+from protea.evaluation.forge import Forge
 from protea.evaluation.judge import Judge
 from protea.evaluation.report import Report, write_report
 from protea.evaluation.report_exhibits import plane as plane_of
@@ -114,10 +115,11 @@ def compare(
     of_each = Budget.parse(each) if each is not None else whole if whole.seconds is None else None
     total = whole.seconds if of_each is None else None
     _known(models)
+    forge = Forge()  # warms up while the data are read and the null rows judged
     dataset = open_data(str(data), **opening)
     entries = suitable(dataset, models, seconds=(of_each.seconds if of_each else total) or 60.0)
     folder = Path(out) if out is not None else Path("reports") / dataset.name
-    table = _Table(dataset, Judge(dataset), folder, observer, seeds)
+    table = _Table(dataset, Judge(dataset), folder, observer, seeds, forge)
     plan = _Plan(of_each, total, began, len(entries) * seeds)
     observer.begin(dataset, [e.name for e, _ in entries], plan.words())
     table.exhibit_real()
@@ -125,6 +127,7 @@ def compare(
     for position, (entry, cheap) in enumerate(entries):
         left = (len(entries) - position) * seeds
         table.fit_and_judge(entry, str(data), plan.budget(cheap, left), seed, opening, fresh, plan)
+    forge.close()
     facts = {"command": _command(data, models, budget, each, seeds, seed, out, opening), "budget": plan.words(),
              "seeds": seeds, "seed": seed, "started": _clock(began),
              "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
@@ -184,8 +187,11 @@ class _Plan:
 class _Table:
     """The rows so far."""
 
-    def __init__(self, dataset: Dataset, judge: Judge, folder: Path, observer: Observer, seeds: int) -> None:
+    def __init__(
+        self, dataset: Dataset, judge: Judge, folder: Path, observer: Observer, seeds: int, forge: Forge
+    ) -> None:
         self.dataset, self.judge, self.folder, self.observer, self.seeds = dataset, judge, folder, observer, seeds
+        self.forge = forge
         self.plane = plane_of(dataset.space, dataset.train.x)
         self.nulls: dict[str, Judged] = {}
         self.rows: list[dict[str, Any]] = []
@@ -230,6 +236,7 @@ class _Table:
                     ended = compare_child.train(
                         arguments, run, log, seconds=budget.seconds,
                         watch=lambda spent, figures: self.observer.watch(entry.name, spent, figures),
+                        forge=self.forge,
                     )  # fmt: skip
                     if ended.failed:
                         raise _Failed(ended.failed)

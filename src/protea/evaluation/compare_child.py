@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from protea.evaluation.forge import Forge, Job
 from protea.training.memory import high_water_mb
 
 POLL = 0.2  # seconds between looks at the child
@@ -61,8 +59,9 @@ def command(arguments: Sequence[str]) -> str:
 
 
 def train(
-    arguments: Sequence[str], run: Path, log: Path, *, seconds: float | None, watch: Watch | None = None
-) -> Ended:
+    arguments: Sequence[str], run: Path, log: Path, *, seconds: float | None, watch: Watch | None = None,
+    forge: Forge | None = None,
+) -> Ended:  # fmt: skip
     """Run `protea` with these arguments and wait.
 
     Args:
@@ -71,23 +70,18 @@ def train(
         log: where its words go.
         seconds: its budget, where that is a time.
         watch: told of progress.
+        forge: a warm interpreter to fork from; None starts one for this job.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    follow = Tail(run / "metrics.jsonl")
-    with open(log, "w", encoding="utf-8") as words:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "protea.cli", *arguments], stdin=subprocess.DEVNULL, stdout=words, stderr=words
-        )
-        try:
-            status, peak_mb = _wait(child, began, None if seconds is None else 3 * seconds + PATIENCE, follow, watch)
-        except BaseException:  # an interrupt reaches the child too: give it time to keep its checkpoint
-            try:
-                child.wait(10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            raise
+    job = (forge or Forge()).start(arguments, log)
+    try:
+        limit = None if seconds is None else 3 * seconds + PATIENCE
+        status, peak_mb = _wait(job, began, limit, Tail(run / "metrics.jsonl"), watch)
+    except BaseException:  # an interrupt reaches the child too: give it time to keep its checkpoint
+        if job.poll(10.0) is None:
+            job.kill()
+        raise
     return Ended(_reason(status, log), peak_mb, time.perf_counter() - began)
 
 
@@ -114,32 +108,23 @@ class Tail:
             return None
 
 
-def _wait(
-    child: subprocess.Popen[bytes], began: float, limit: float | None, follow: Tail, watch: Watch | None
-) -> tuple[int, float | None]:
+def _wait(job: Job, began: float, limit: float | None, follow: Tail, watch: Watch | None) -> tuple[int, float | None]:
     """(exit status, negative for a signal; peak memory in MB where the system tells)."""
-    has_usage = hasattr(os, "wait4")
     figures: dict[str, Any] = {}
     peak: float | None = None
     while True:
-        now = high_water_mb(child.pid)
+        now = high_water_mb(job.pid)
         peak = peak if math.isnan(now) else now
-        if has_usage:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                child.returncode = os.waitstatus_to_exitcode(status)
-                kilo = 1024 if sys.platform == "darwin" else 1  # kilobytes on Linux, bytes on macOS
-                return child.returncode, peak or usage.ru_maxrss / kilo / 1024
-        elif (status := child.poll()) is not None:
-            return status, peak
+        ended = job.poll(POLL)
+        if ended is not None:
+            return ended[0], peak or ended[1]
         spent = time.perf_counter() - began
         if limit is not None and spent > limit:
-            child.kill()
+            job.kill()
             limit = None
         if watch is not None:
             figures |= follow.newest() or {}
             watch(spent, figures)
-        time.sleep(POLL)
 
 
 def _reason(status: int, log: Path) -> str | None:
