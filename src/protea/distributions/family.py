@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ from protea.core import Stats
 from protea.rng import Streams
 
 Density = Callable[[Tensor, Tensor | None], Tensor]  # (x (B, *event), observed or None) -> log p(x | k), (B, members)
+
+
+class Linear(NamedTuple):
+    """An exponential family: log p(x | k) = <eta_k, phi(x)>, with statistics sum_b r_bk phi(x_b).
+
+    eta is (members, F); phi maps rows (B, *event) to (F, B), or to None where it cannot be trusted (rounding, unknown
+    entries) and `density` and `expect` must be used. phi ends in 1, and may overwrite what it returned before.
+    """
+
+    eta: Tensor
+    phi: Callable[[Tensor], Tensor | None]
 
 
 class Family(nn.Module, ABC):
@@ -51,6 +63,14 @@ class Family(nn.Module, ABC):
 
         Every entry has the shape it has for all members, with zeros for those outside `own`.
         """
+
+    def linear(self, own: slice | None = None) -> Linear | None:
+        """The members in `own` as an exponential family, where that is faster than `density` and `expect`."""
+        return None
+
+    def gathered(self, sums: Tensor, own: slice | None = None) -> Stats:
+        """What `expect` returns, from sums_k = sum_b r_bk phi(x_b), (len(own), F); of families with `linear`."""
+        raise NotImplementedError
 
     @abstractmethod
     def maximise(self, stats: Stats) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from protea.core import Stats
 from protea.distributions.elliptical import Elliptical
-from protea.distributions.family import Density
+from protea.distributions.family import Density, Linear, placed
+from protea.distributions.natural import NATURAL, features
 from protea.rng import Streams
 
 LOG_2PI = math.log(2 * math.pi)
@@ -60,6 +61,24 @@ class Gaussian(Elliptical):
     def expect(self, x: Tensor, r: Tensor, own: slice | None = None, observed: Tensor | None = None) -> Stats:
         x, known = self._flat(x, observed)
         return self._moments(x, known, r, r, own)
+
+    def linear(self, own: slice | None = None) -> Linear | None:
+        if self.kind.name not in NATURAL:
+            return None
+        own, means, scale = self._members(own)
+        kind = NATURAL[self.kind.name]
+        square, cross, norm = kind.precision(means, scale)
+        constant = -0.5 * (cross * means).sum(1) - self.kind.half_log_det(scale, self.dim) - 0.5 * LOG_2PI * self.dim
+        phi = features(kind, self.origin, float(norm.amax()))
+        return Linear(torch.cat((square, cross, constant[:, None]), 1), lambda x: phi(x.reshape(len(x), self.dim)))
+
+    def gathered(self, sums: Tensor, own: slice | None = None) -> Stats:
+        kind = NATURAL[self.kind.name]
+        terms = kind.terms(self.dim)
+        n = placed(sums[:, -1], own, self.members)
+        s1 = placed(sums[:, terms:-1], own, self.members)
+        s2 = placed(kind.unpack(sums[:, :terms], self.dim), own, self.members)
+        return {"n": n, "w": n.clone(), "s1": s1, "s2": s2}
 
     def _noise(self, rng: Streams, which: Tensor) -> Tensor:
         return rng.child("noise").normal(self.dim, dtype=torch.float64).to(self.means.device)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from protea.core import Conditionable, Countable, Normalised, Stats
 from protea.distributions.covariance import CHUNK
-from protea.distributions.family import Family
+from protea.distributions.family import Family, Linear
 from protea.errors import ConfigError, DataError
 from protea.models.classical.conditional import ConditionalMixture
 from protea.models.classical.kmeans import kmeans
@@ -87,22 +87,33 @@ class Mixture(Normalised, Countable, Conditionable):
 
     # ---- density ----
 
-    def _shares(self, x: Tensor, cond: Tensor | None) -> Iterator[tuple[Tensor | slice, slice, Joint]]:
-        """Rows that use the same members, in chunks that fit the cache: (rows, members, their `_joint`)."""
+    def _groups(self, x: Tensor, cond: Tensor | None) -> Iterator[tuple[Tensor | None, slice]]:
+        """Rows that use the same members: (row numbers, None for all; members)."""
         everything = slice(0, self.groups * self.k)
-        parts: list[tuple[Tensor | None, slice]] = [(None, everything)]
-        if cond is not None and self.classes:
-            cond = self._labels(cond)
-            parts = [
-                ((cond == c).nonzero()[:, 0], everything if c < 0 else slice(c * self.k, (c + 1) * self.k))
-                for c in cond.unique().tolist()
-            ]
-        for rows, own in parts:
+        if cond is None or not self.classes:
+            yield None, everything
+            return
+        cond = self._labels(cond)
+        for c in cond.unique().tolist():
+            yield (cond == c).nonzero()[:, 0], everything if c < 0 else slice(c * self.k, (c + 1) * self.k)
+
+    def _chunks(self, x: Tensor, rows: Tensor | None, entries: int) -> Iterator[Tensor | slice]:
+        """The rows, by `entries` of temporaries each, in parts that fit the cache of a core (or fill a GPU)."""
+        size = CHUNK * torch.get_num_threads() if x.device.type == "cpu" else 1 << 24
+        step = max(256, size // entries)
+        count = len(x) if rows is None else len(rows)
+        for i in range(0, count, step):
+            yield slice(i, min(i + step, count)) if rows is None else rows[i : i + step]
+
+    def _entries(self, own: slice) -> int:
+        return max((own.stop - own.start) * self.family.width, self.dim)
+
+    def _shares(self, x: Tensor, cond: Tensor | None) -> Iterator[tuple[Tensor | slice, Joint]]:
+        """Rows in chunks, and the `_joint` of their members."""
+        for rows, own in self._groups(x, cond):
             joint = self._joint(own)
-            step = max(256, CHUNK // max((own.stop - own.start) * self.family.width, self.dim))
-            count = len(x) if rows is None else len(rows)
-            for i in range(0, count, step):
-                yield (slice(i, min(i + step, count)) if rows is None else rows[i : i + step]), own, joint
+            for part in self._chunks(x, rows, self._entries(own)):
+                yield part, joint
 
     def _labels(self, cond: Tensor) -> Tensor:
         """Labels 0 .. classes - 1, all that are negative as -1."""
@@ -119,17 +130,29 @@ class Mixture(Normalised, Countable, Conditionable):
     def _joint(self, own: slice) -> Joint:
         """The function from rows to log w_k p(x | k) of some members, (B, members)."""
         density = self.family.density(own)
+        log_w = self._log_weights(own)
+        return lambda x, observed=None: density(x, observed) + log_w
+
+    def _log_weights(self, own: slice) -> Tensor:
+        """log w_k of some members; of all of them, times their class's frequency."""
         marginal = own.stop - own.start == self.groups * self.k
         log_w = self.log_weights + self.class_prior.log()[:, None] if marginal else self.log_weights
-        log_w = log_w.reshape(-1)[own]
-        return lambda x, observed=None: density(x, observed) + log_w
+        return log_w.reshape(-1)[own]
+
+    def _linear(self, own: slice) -> Linear | None:
+        """log w_k p(x | k) = <eta_k, phi(x)> of some members, where the family has that form; phi ends in 1."""
+        linear = self.family.linear(own)
+        if linear is None:
+            return None
+        linear.eta[:, -1] += self._log_weights(own)
+        return linear
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """log p(x | cond) in nats, (B,) float64; the marginal where cond is None or -1."""
         if not self.classes:
             refuse_labels(cond)
         out = self.log_weights.new_empty(len(x))
-        for rows, _, joint in self._shares(x, cond):
+        for rows, joint in self._shares(x, cond):
             out[rows] = torch.logsumexp(joint(x[rows], None), 1)
         return out
 
@@ -148,17 +171,31 @@ class Mixture(Normalised, Countable, Conditionable):
         n = self.log_weights.new_zeros(total)
         stats: Stats = {}
         log_prob = n.new_zeros(())
-        for rows, own, joint in self._shares(x, cond):
-            part = x[rows]
-            r = joint(part, None)
-            top = r.amax(1, keepdim=True).clamp(min=-1e300)  # rows of probability 0 keep a finite shift
-            r.sub_(top).exp_()
-            mass = r.sum(1, keepdim=True)
-            r.div_(mass.clamp(min=1e-300))
-            log_prob += (top + mass.log()).sum()
-            n[own] += r.sum(0)
-            for name, value in self.family.expect(part, r, own).items():
+
+        def add(found: Stats) -> None:
+            for name, value in found.items():
                 stats[PREFIX + name] = stats[PREFIX + name].add_(value) if PREFIX + name in stats else value
+
+        for rows, own in self._groups(x, cond):
+            fast = self._linear(own)
+            sums = None if fast is None else torch.zeros_like(fast.eta)
+            joint: Joint | None = None
+            for part in self._chunks(x, rows, self._entries(own) if fast is None else max(fast.eta.shape) // 2):
+                part = x[part]
+                phi = None if fast is None else fast.phi(part)
+                if fast is not None and sums is not None and phi is not None:
+                    r = fast.eta @ phi
+                    log_prob += _normalise(r, 0)
+                    sums.addmm_(r, phi.T)
+                    continue
+                joint = self._joint(own) if joint is None else joint
+                r = joint(part, None)
+                log_prob += _normalise(r, 1)
+                n[own] += r.sum(0)
+                add(self.family.expect(part, r, own))
+            if sums is not None:
+                n[own] += sums[:, -1]  # phi ends in 1
+                add(self.family.gathered(sums, own))
         if not stats:
             empty = self.family.expect(x, n.new_zeros(len(x), total))
             stats = {PREFIX + name: value for name, value in empty.items()}
@@ -300,7 +337,16 @@ class Mixture(Normalised, Countable, Conditionable):
         """Integrated completed likelihood, BIC + 2 sum_b H(r_b): it asks for clusters that do not overlap. Lower is
         better. (Biernacki, Celeux & Govaert 2000, with their entropy form.)"""
         entropy = 0.0
-        for rows, _, joint in self._shares(x, cond):
+        for rows, joint in self._shares(x, cond):
             log_r = torch.log_softmax(joint(x[rows], None), 1)
             entropy -= float(torch.special.xlogy(log_r.exp(), log_r.exp()).sum())
         return self.bic(x, cond) + 2 * entropy
+
+
+def _normalise(r: Tensor, members: int) -> Tensor:
+    """Turn log w_k p(x | k) into responsibilities, in place, and return sum_b log p(x_b). `members` is their axis."""
+    top = r.amax(members, keepdim=True).clamp_(min=-1e300)  # rows of probability 0 keep a finite shift
+    r.sub_(top).exp_()
+    mass = r.sum(members, keepdim=True)
+    r.div_(mass.clamp(min=1e-300))
+    return (top + mass.log()).sum()

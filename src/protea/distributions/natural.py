@@ -1,0 +1,129 @@
+r"""Gaussians as an exponential family: one matrix product for all densities, one for all statistics.
+
+    log p(x | k) = <eta_k, phi(x)>,     phi(x) = (T(x), x, 1),     statistics of weights r:  \sum_b r_{bk} phi(x_b)
+
+with T(x) the D (D + 1) / 2 products x_i x_j, i <= j, of a full covariance, the D squares of a diagonal one, |x|^2 of a
+spherical one. With P = Sigma^-1,
+
+    eta = (-P_ii / 2 and -P_ij, i < j;    P mu;    -mu^T P mu / 2 - log|Sigma| / 2 - D log(2 pi) / 2).
+
+Whitening takes K D^2 multiplications a row, this K D (D + 1) / 2, and the products serve twice. The price is
+cancellation: the error of log p is about eps |P| |x|^2 (x about the data's mean), so rows where that is above TOLERANCE
+are left to whitening. phi is laid out (F, B), in which every product of columns runs over contiguous memory.
+
+Wainwright & Jordan 2008, "Graphical models, exponential families, and variational inference", section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-10  # nats of rounding in log p(x | k)
+
+
+class Natural(ABC):
+    """One kind of covariance. Stateless."""
+
+    @abstractmethod
+    def terms(self, d: int) -> int:
+        """Length of T(x)."""
+
+    @abstractmethod
+    def products(self, x: Tensor, out: Tensor) -> None:
+        """T of x (D, B) into out (terms, B)."""
+
+    @abstractmethod
+    def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """T's coefficients (K, terms), P mu (K, D), and the Frobenius norms of P (K,)."""
+
+    @abstractmethod
+    def unpack(self, sums: Tensor, d: int) -> Tensor:
+        """Sums of T (K, terms) as second moments in the packing of `Covariance.packed`."""
+
+
+class NaturalFull(Natural):
+    def terms(self, d: int) -> int:
+        return d * (d + 1) // 2
+
+    def products(self, x: Tensor, out: Tensor) -> None:
+        start = 0
+        for i in range(len(x)):
+            torch.mul(x[i:], x[i], out=out[start : start + len(x) - i])
+            start += len(x) - i
+
+    def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = torch.cholesky_inverse(scale)
+        i, j = torch.triu_indices(p.shape[-1], p.shape[-1], device=p.device)
+        half = torch.where(i == j, -0.5, -1.0).to(p.dtype)
+        return p[:, i, j] * half, (p @ means[:, :, None])[:, :, 0], p.square().sum((1, 2)).sqrt()
+
+    def unpack(self, sums: Tensor, d: int) -> Tensor:
+        i, j = torch.triu_indices(d, d, device=sums.device)
+        out = sums.new_zeros(len(sums), d, d)
+        out[:, i, j] = sums
+        out[:, j, i] = sums
+        return out
+
+
+class NaturalDiagonal(Natural):
+    def terms(self, d: int) -> int:
+        return d
+
+    def products(self, x: Tensor, out: Tensor) -> None:
+        torch.mul(x, x, out=out)
+
+    def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = scale**-2
+        return -0.5 * p, p * means, p.square().sum(1).sqrt()
+
+    def unpack(self, sums: Tensor, d: int) -> Tensor:
+        return sums
+
+
+class NaturalSpherical(Natural):
+    def terms(self, d: int) -> int:
+        return 1
+
+    def products(self, x: Tensor, out: Tensor) -> None:
+        torch.sum(x.square(), 0, keepdim=True, out=out)
+
+    def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = scale**-2
+        return -0.5 * p[:, None], p[:, None] * means, p * math.sqrt(means.shape[1])
+
+    def unpack(self, sums: Tensor, d: int) -> Tensor:
+        return sums[:, 0]
+
+
+NATURAL: dict[str, Natural] = {"full": NaturalFull(), "diag": NaturalDiagonal(), "spherical": NaturalSpherical()}
+
+
+def features(kind: Natural, origin: Tensor, worst: float) -> Callable[[Tensor], Tensor | None]:
+    """The function from rows (B, D) to phi about `origin`, (F, B); None where rounding would weigh, or entries are NaN.
+
+    The result lies in one buffer, overwritten by the next call. worst is the largest norm of P.
+    """
+    d = len(origin)
+    terms = kind.terms(d)
+    limit = TOLERANCE / torch.finfo(origin.dtype).eps / max(worst, 1e-300)
+    buffer: list[Tensor] = []
+
+    def phi(x: Tensor) -> Tensor | None:
+        if not buffer or buffer[0].shape[1] != len(x):
+            buffer[:] = [origin.new_empty(terms + d + 1, len(x))]
+            buffer[0][-1] = 1.0
+        out = buffer[0]
+        centred = out[terms:-1]
+        centred.copy_(x.T).sub_(origin[:, None])
+        low, high = centred.aminmax()
+        if not d * float(torch.maximum(-low, high)) ** 2 <= limit:  # a bound of |x|^2; also where it is NaN
+            return None
+        kind.products(centred, out[:terms])
+        return out
+
+    return phi
