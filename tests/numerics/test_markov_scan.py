@@ -1,4 +1,4 @@
-"""The scan over time against sums over every path, and against the recursion in logarithms differentiated by autograd."""
+"""The scan over time against sums over every path, and against autograd through the recursion in logarithms."""
 
 from __future__ import annotations
 
@@ -160,9 +160,8 @@ def test_impossible_sequences_are_minus_infinity_never_nan():
     packed, d = Packed(torch.tensor([4, 4]), 4), chain(mask=BIDIAGONAL)
     log_b = torch.zeros(packed.total, 3, dtype=torch.float64)
     log_b[packed.row == 1] = torch.tensor([-torch.inf, 0.0, -torch.inf]).double()
-    log_b[(packed.row == 1) & (packed.step == 2)] = torch.tensor(
-        [0.0, -torch.inf, -torch.inf]
-    ).double()  # back: not allowed
+    back = (packed.row == 1) & (packed.step == 2)  # which the mask forbids
+    log_b[back] = torch.tensor([0.0, -torch.inf, -torch.inf]).double()
     got = scan.smooth(log_b, d, packed)
     assert got.log_prob[1] == -torch.inf and got.log_prob[0].isfinite()
     assert (got.gamma[packed.row == 1] == 0).all() and got.transition.isfinite().all()
