@@ -116,6 +116,7 @@ CASES: list[Case] = [
     *cases("diffusion", image, network="unet", patch=2, width=8, depth=1, multipliers=(1,), steps=3),
     *cases("flow-matching", *CONTINUOUS, width=8, depth=1, multipliers=(1, 2), steps=5),
     *cases("rbm", *CONTINUOUS, binary, hidden=8, sweeps=40, chains=16),
+    *cases("boltzmann", *CONTINUOUS, binary, hidden=4, sweeps=20, chains=16),
     *cases("dbm", *CONTINUOUS, binary, hidden=8, top=4, sweeps=40, chains=16, pretrain=4),
     *cases("ngram", tokens, order=3),
     *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),

@@ -3,7 +3,7 @@
 from protea.models.adversarial.wgan import ENTRY as WGAN
 from protea.models.autoregressive.ngram import ENTRY as NGRAM
 from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
-from protea.models.boltzmann.family import DBM_ENTRY, RBM_ENTRY
+from protea.models.boltzmann.family import BOLTZMANN_ENTRY, DBM_ENTRY, RBM_ENTRY
 from protea.models.classical.gmm import ENTRY as GMM
 from protea.models.classical.marginals import ENTRY as MARGINALS
 from protea.models.classical.naive_bayes import ENTRY as NAIVE_BAYES
@@ -22,6 +22,7 @@ ENTRIES: tuple[Entry, ...] = (
     TMM,
     RBM_ENTRY,
     DBM_ENTRY,
+    BOLTZMANN_ENTRY,
     DIFFUSION,
     FLOW_MATCHING,
     FLOW,

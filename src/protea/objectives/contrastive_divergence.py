@@ -40,9 +40,7 @@ class Machine(Protocol):
 
 
 class Negative(ABC):
-    """Samples of the model for the negative phase; `shared` chains are the same on every process."""
-
-    shared: bool
+    """Samples of the model for the negative phase."""
 
     @abstractmethod
     def __call__(self, machine: Machine, positive: State, rng: Streams) -> State:
@@ -62,8 +60,6 @@ class Negative(ABC):
 class DataChains(Negative):
     """CD-k: k sweeps from the batch."""
 
-    shared = False
-
     def __init__(self, k: int = 1) -> None:
         if k < 1:
             raise ConfigError(f"Contrastive divergence of {k} sweeps learns nothing.", "Use k of at least 1.")
@@ -78,9 +74,7 @@ class DataChains(Negative):
 
 
 class PersistentChains(Negative):
-    """PCD-k: `n` chains go on for k sweeps a step."""
-
-    shared = True
+    """PCD-k: `n` chains go on for k sweeps a step; the same ones on every process."""
 
     def __init__(self, n: int = 100, k: int = 1) -> None:
         if min(n, k) < 1:

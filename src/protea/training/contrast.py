@@ -19,9 +19,11 @@ from torch import Tensor
 from protea.core import Batch, Learner, Model
 from protea.errors import Diverged
 from protea.models.boltzmann.boltzmann import Boltzmann
+from protea.models.boltzmann.machine import Machine, State
 from protea.objectives.contrastive_divergence import Negative, PersistentChains
 from protea.training import ema as averages
 from protea.training import parallel
+from protea.training.precision import Precision, autocast, resolve
 from protea.training.schedule import Schedule
 
 
@@ -43,6 +45,7 @@ class Contrast(Learner):
         schedule: (step, horizon) to a multiple of `rate`.
         ema: weight of the newest weights in their average; None keeps no average.
         batch_size: rows of a global batch; None lets the loop choose.
+        precision: "fp32"; "bf16" or "auto" use bfloat16 products where the hardware has them natively.
 
     >>> from protea.models.boltzmann.rbm import RBM
     >>> from protea.models.boltzmann.units import Binomial
@@ -62,11 +65,13 @@ class Contrast(Learner):
         schedule: Schedule = fading,
         ema: averages.Weight | None = averages.power(16.0, decay=0.999),  # noqa: B008 (a pure function)
         batch_size: int | None = 100,
+        precision: Precision = "fp32",
     ) -> None:  # fmt: skip
         self.model, self.negative = model, negative or PersistentChains()
         self.rate, self.momentum, self.decay, self.clip = rate, momentum, decay, clip
         self.schedule, self.batch_size = schedule, batch_size
         self.steps = self.present = 0
+        self.dtype, _ = resolve(precision, next(model.parameters()).device)
         parallel.broadcast_(model)
         self.params = dict(model.named_parameters())
         self.velocity = {name: torch.zeros_like(p) for name, p in self.params.items()}
@@ -78,28 +83,22 @@ class Contrast(Learner):
         if stage != self.present:
             self.negative.restart()
             self.present = stage
-        positive = self.model.positive(stage, batch.x, batch.y, batch.rng.child("positive"))
-        plus = machine.statistics(positive)
-        state = self.negative(machine, positive, batch.rng)
-        minus = machine.statistics(state)
-        names = sorted(plus)
-        n_plus = torch.tensor(float(len(batch.x)), dtype=torch.float64)
-        n_minus = torch.tensor(float(len(next(iter(state.values())))), dtype=torch.float64)
-        parallel.add_([n_plus, *(plus[name] for name in names)])
-        if not self.negative.shared:
-            parallel.add_([n_minus, *(minus[name] for name in names)])
+        with autocast(self.dtype, batch.x.device):
+            positive = self.model.positive(stage, batch.x, batch.y, batch.rng.child("positive"))
+            negative = self.negative(machine, positive, batch.rng)
+            difference = self._difference(machine, positive, negative)
         rate = self.rate * self.schedule(self.steps, self.horizon)
         square = 0.0
-        for name in names:
+        for name, gradient in difference.items():
             p, v = self.params[name], self.velocity[name]
-            gradient = plus[name].div_(float(n_plus)).sub_(minus[name], alpha=1 / float(n_minus))
             square += float(gradient.norm()) ** 2
             if self.decay and p.ndim == 2:
                 gradient.sub_(p, alpha=self.decay)
             if self.clip is not None:
                 gradient.clamp_(-self.clip, self.clip)
-            v.mul_(self.momentum).add_(gradient)
-            p.add_(v, alpha=rate)
+            if self.momentum:
+                gradient = v.mul_(self.momentum).add_(gradient)
+            p.add_(gradient, alpha=rate)
         if not math.isfinite(square):
             raise Diverged(
                 f"The phases of the {type(self.model).__name__} differ by {square} at step {self.steps}.",
@@ -109,6 +108,20 @@ class Contrast(Learner):
         if self.ema:
             self.ema.update()
         return {"gradient_norm": math.sqrt(square), "lr": rate}
+
+    def _difference(self, machine: Machine, positive: State, negative: State) -> dict[str, Tensor]:
+        """< -dE/dtheta >_data - < -dE/dtheta >_chains over all ranks, in one pass: the two phases are rows of one
+        batch whose weights have opposite signs."""
+        sizes = [len(next(iter(state.values()))) for state in (positive, negative)]
+        counts = torch.tensor(sizes, dtype=torch.float64)
+        parallel.add_([counts])  # chains that are shared are on every rank, and counted as often
+        means = [state["mean"] if "mean" in state else state["h"] for state in (positive, negative)]
+        weight = torch.cat([m.new_full((len(m),), sign / float(c)) for m, c, sign in zip(means, counts, (1, -1))])
+        layers = [name for name in positive if name not in ("h", "mean")]
+        both = {name: torch.cat((positive[name], negative[name])) for name in layers} | {"mean": torch.cat(means)}
+        found = {name: t.to(self.params[name].dtype) for name, t in machine.statistics(both, weight).items()}
+        parallel.add_([found[name] for name in sorted(found)])
+        return found
 
     @contextmanager
     def averaged(self) -> Iterator[Model]:

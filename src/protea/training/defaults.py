@@ -117,7 +117,8 @@ def _boltzmann(model: Boltzmann, *, budget: Budget | None = None, seed: int = 0,
     made = {"pcd": lambda: PersistentChains(c.chains, c.k), "cd": lambda: DataChains(c.k),
             "tempering": lambda: TemperedChains(max(1, c.chains // 8), 8, c.k)}  # fmt: skip
     chosen = {"rate": c.rate, "momentum": c.momentum, "decay": c.decay, "batch_size": c.batch}
-    return Contrast(model, made[c.negative](), **(chosen | options))
+    chosen |= {name: value for name, value in options.items() if name in ("precision", "schedule", "ema", *chosen)}
+    return Contrast(model, made[c.negative](), **chosen)
 
 
 @default_learner.register

@@ -9,6 +9,7 @@ from protea.core import Model
 from protea.errors import ConfigError
 from protea.models.boltzmann.boltzmann import Boltzmann, Learning
 from protea.models.boltzmann.dbm import DBM
+from protea.models.boltzmann.full import BoltzmannMachine
 from protea.models.boltzmann.rbm import RBM
 from protea.models.boltzmann.units import Binomial, Gaussian, Units
 from protea.models.entry import Entry
@@ -110,7 +111,33 @@ class DBMConfig:
     sweeps: int = 200
 
 
-def _learning(c: RBMConfig | DBMConfig) -> Learning:
+@dataclass(frozen=True)
+class BoltzmannConfig:
+    """A Boltzmann machine over all pairs of units; see `RBMConfig` for what they share.
+
+    Args:
+        hidden: binary hidden units, coupled to each other.
+        couplings: of visible units to each other, "all", "none", or "auto": all of binomial ones.
+        posterior: the positive phase, "gibbs" or "mean-field".
+        settle: sweeps of the positive phase.
+    """
+
+    hidden: int = 12
+    couplings: str = "auto"
+    posterior: str = "gibbs"
+    settle: int = 3
+    visible: str = "auto"
+    negative: str = "pcd"
+    k: int = 1
+    chains: int = 100
+    rate: float = 0.01
+    momentum: float = 0.5
+    decay: float = 1e-4
+    batch: int = 100
+    sweeps: int = 200
+
+
+def _learning(c: RBMConfig | DBMConfig | BoltzmannConfig) -> Learning:
     return Learning(c.negative, c.k, c.chains, c.rate, c.momentum, c.decay, c.batch)
 
 
@@ -132,6 +159,17 @@ def build_dbm(space: Space, config: DBMConfig) -> Model:
     return placed(space, model, native)
 
 
+def build_boltzmann(space: Space, config: BoltzmannConfig) -> Model:
+    """An untrained Boltzmann machine of a space."""
+    units, native = visible_units(space, config.hidden, config.visible)
+    couplings = config.couplings if config.couplings != "auto" else "all" if isinstance(units, Binomial) else "none"
+    model = BoltzmannMachine(event_of(space, native), units, len(space.classes), couplings=couplings,
+                             posterior=config.posterior, settle=config.settle, sweeps=config.sweeps,
+                             dtype=space.dtype if native else units.bias.dtype)  # fmt: skip
+    model.learning = _learning(config)
+    return placed(space, model, native)
+
+
 def suggest_rbm(space: Space, train: Rows, seconds: float) -> RBMConfig:
     """Hidden units by the width of the data and the budget; gentler steps for Gaussian units and few rows."""
     units, native = visible_units(space, 1)
@@ -149,6 +187,15 @@ def suggest_dbm(space: Space, train: Rows, seconds: float) -> DBMConfig:
     c = suggest_rbm(space, train, seconds)
     epoch = -(-len(train) // c.batch)
     return DBMConfig(hidden=c.hidden, top=max(8, c.hidden // 2), pretrain=2 * epoch, rate=c.rate / 2, batch=c.batch)
+
+
+def suggest_boltzmann(space: Space, train: Rows, seconds: float) -> BoltzmannConfig:
+    """Twelve hidden units, so that likelihoods need no bound; couplings of all pairs up to 100 visible units, since
+    a sweep takes a step for each of them."""
+    c = suggest_rbm(space, train, seconds)
+    units, _ = visible_units(space, 1)
+    dense = isinstance(units, Binomial) and units.size <= 100
+    return BoltzmannConfig(rate=c.rate / 5, batch=c.batch, couplings="all" if dense else "none")
 
 
 SUITS = frozenset({"vector", "table", "image"})
@@ -173,4 +220,15 @@ DBM_ENTRY = Entry(
     config=DBMConfig,
     build=build_dbm,
     suggest=suggest_dbm,
+)
+
+BOLTZMANN_ENTRY = Entry(
+    name="boltzmann",
+    family="boltzmann",
+    title="Boltzmann machine",
+    source="Ackley, Hinton & Sejnowski 1985, A learning algorithm for Boltzmann machines",
+    suits=SUITS,
+    config=BoltzmannConfig,
+    build=build_boltzmann,
+    suggest=suggest_boltzmann,
 )

@@ -43,8 +43,8 @@ class Machine(ABC):
         """E(s) - E_base(s), (B,): what the inverse temperature multiplies."""
 
     @abstractmethod
-    def statistics(self, state: State) -> dict[str, Tensor]:
-        """Sums over rows of -dE/d(parameter), by the model's name of the parameter."""
+    def statistics(self, state: State, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Sums over rows of -dE/d(parameter), each row times its weight (B,), by the model's name of the parameter."""
 
     @abstractmethod
     def awaken(self, state: State, rng: Streams) -> State:
@@ -97,11 +97,13 @@ class Bipartite(Machine):
     def awaken(self, state: State, rng: Streams) -> State:
         return {**state, "h": rng.bernoulli(state["mean"])}
 
-    def statistics(self, state: State) -> dict[str, Tensor]:
+    def statistics(self, state: State, weight: Tensor | None = None) -> dict[str, Tensor]:
         h = state["mean"]
-        found = {"bias": h.sum(0)}
+        weight = h.new_ones(len(h)) if weight is None else weight
+        found = {"bias": weight @ h}
         for name, units in self.outer.items():
-            found |= {f"{self.prefix}{name}.{key}": value for key, value in units.statistics(state[name], h).items()}
+            each = units.statistics(state[name], h, weight)
+            found |= {f"{self.prefix}{name}.{key}": value for key, value in each.items()}
         return found
 
     def energy(self, state: State) -> Tensor:

@@ -83,9 +83,9 @@ class Units(nn.Module, ABC):
     def fit_base(self, u: Tensor) -> None:
         """Set the base, and the biases, to the marginals of data (N, size)."""
 
-    def statistics(self, u: Tensor, h: Tensor) -> dict[str, Tensor]:
-        """Sums over rows of -dE/d(parameter) by name; u or h may be means."""
-        return {"weight": u.T @ h, "bias": u.sum(0)}
+    def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Sums over rows of -dE/d(parameter) by name, each row times its weight (B,); u or h may be means."""
+        return {"weight": u.T @ (weight[:, None] * h), "bias": weight @ u}
 
     def redraw(self, seed: int, tag: str) -> None:
         """New small random weights."""
@@ -208,11 +208,11 @@ class Gaussian(Units):
             self.bias.copy_(mean)
             self.log_variance.copy_(variance.log())
 
-    def statistics(self, u: Tensor, h: Tensor) -> dict[str, Tensor]:
-        precision = self.precision
-        seen = u * precision
+    def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        seen = u * self.precision
         rest = 0.5 * u - self.bias - self.pull(h)
-        return {"weight": seen.T @ h, "bias": seen.sum(0), "log_variance": (seen * rest).sum(0)}
+        found = {"weight": seen.T @ (weight[:, None] * h), "bias": weight @ seen}
+        return {**found, "log_variance": weight @ (seen * rest)}
 
 
 class Softmax(Units):

@@ -1,0 +1,85 @@
+"""One epoch of a restricted Boltzmann machine by PCD-1 against scikit-learn's: 784 visible, 256 hidden units, batches
+of 100, float32, binarised digits (10,000 of MNIST where the development data are there, else scikit-learn's digits
+tiled to the same shape). Then both learn the same number of epochs and are scored by scikit-learn's own pseudo-likelihood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import compare, save
+from sklearn.neural_network import BernoulliRBM
+
+from protea.models.boltzmann.rbm import RBM
+from protea.models.boltzmann.units import Binomial
+from protea.objectives.contrastive_divergence import PersistentChains
+from protea.rng import Streams, fold
+from protea.space import Rows
+from protea.training.batches import Batches
+from protea.training.contrast import Contrast
+
+HIDDEN, BATCH, RATE, EPOCHS = 256, 100, 0.05, 10
+
+
+def digits() -> np.ndarray:
+    """(10000, 784) float32 of 0 and 1."""
+    folder = Path(os.environ.get("PROTEA_SHARED", Path(__file__).parents[2] / "shared" / "data"))
+    path = folder / "images" / "mnist10k.npz"
+    if path.exists():
+        x = np.load(path)["x"].reshape(-1, 784) > 127
+    else:
+        from sklearn.datasets import load_digits
+
+        x = np.kron(load_digits().images > 7, np.ones((1, 4, 4)))[:, 2:30, 2:30].reshape(-1, 784) > 0
+        x = np.tile(x, (6, 1))[:10_000]
+    return x.astype(np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    options = parser.parse_args()
+    x = digits()
+    rows = Rows(torch.from_numpy(x), None, torch.arange(len(x)))
+    peer = BernoulliRBM(HIDDEN, learning_rate=RATE, batch_size=BATCH, n_iter=1, random_state=0)
+    model = RBM((784,), Binomial(784, HIDDEN))
+    model.initialise(rows)
+    learner = Contrast(model, PersistentChains(BATCH), rate=RATE, momentum=0.0, decay=0.0, ema=None)
+    batches, step = Batches(rows, BATCH, 0), 0
+
+    def our_epoch() -> None:
+        nonlocal step
+        for _ in range(batches.per_epoch):
+            learner.step(batches(step))
+            step += 1
+
+    found = [compare("epoch of PCD-1", our_epoch, lambda: peer.fit(x), rounds=options.rounds)]
+    peer.set_params(n_iter=options.epochs).fit(x)
+    model.initialise(rows)
+    learner = Contrast(model, PersistentChains(BATCH), rate=RATE, momentum=0.0, decay=0.0, ema=None)
+    step = 0
+    for _ in range(options.epochs):
+        our_epoch()
+    # Both by scikit-learn's formula: one flipped pixel a row, ours with scikit-learn's own code.
+    score = {"peer": float(np.mean([peer.score_samples(x).mean() for _ in range(5)]))}
+    peer.components_, peer.intercept_hidden_, peer.intercept_visible_ = (
+        t.detach().numpy() for t in (model.visible.weight.T, model.bias, model.visible.bias)
+    )
+    score["ours"] = float(np.mean([peer.score_samples(x).mean() for _ in range(5)]))
+    with torch.no_grad():
+        own = float(model.pseudo_log_likelihood(rows.x, Streams(fold(0, "bench"), len(x))).mean())
+    print(f"pseudo-likelihood after {options.epochs} epochs: ours {score['ours']:.1f} (by our own formula {own:.1f}), "
+          f"peer {score['peer']:.1f}")  # fmt: skip
+    found[0]["note"] = (
+        f"pseudo-likelihood after {options.epochs} epochs: ours {score['ours']:.1f}, peer {score['peer']:.1f}"
+    )
+    save("rbm", found)
+
+
+if __name__ == "__main__":
+    main()
