@@ -105,8 +105,9 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
             best = replace(best, k=k)
         if best.k > few.k:
             break
-    prior = [replace(best, strength=s) for s in (20.0, 1.0, 50.0)]
-    best = search.best([best, *(c for c in prior if search.affords(c))])
+    for strength in (20.0, 1.0, 50.0):
+        other = replace(best, strength=strength)
+        best = search.best([best, other]) if search.affords(other) else best
     return replace(best, restarts=3 if len(rows) <= FEW else 1)
 
 
