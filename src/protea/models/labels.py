@@ -11,17 +11,17 @@ from protea.space import Rows
 
 
 def class_frequencies(rows: Rows, classes: int) -> Tensor:
-    """(classes,) relative frequencies of the labels of rows, for the buffer `class_prior`.
+    """(classes,) relative frequencies of the known labels of rows, for the buffer `class_prior`; -1 is unknown.
 
     Raises:
-        DataError: rows without labels, or with labels outside 0 .. classes - 1.
+        DataError: rows without any label, or with labels outside -1 .. classes - 1.
     """
-    if rows.y is None:
+    if rows.y is None or not bool((rows.y >= 0).any()):
         raise DataError(f"A model of {classes} classes was given rows without labels.", "Give labels y (N,).")
     low, high = int(rows.y.min()), int(rows.y.max())
-    if low < 0 or high >= classes:
-        raise DataError(f"Labels run from {low} to {high}.", f"They must lie in 0 .. {classes - 1}.")
-    return torch.bincount(rows.y, minlength=classes).double() / len(rows)
+    if low < -1 or high >= classes:
+        raise DataError(f"Labels run from {low} to {high}.", f"They must lie in 0 .. {classes - 1}, or be -1: unknown.")
+    return class_shares(rows.y, classes)
 
 
 def class_shares(y: Tensor, classes: int) -> Tensor:
