@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from protea.core import Batch, Countable, Loss, Model, Normalised, Phase
+from protea.models.classical.gmm import GaussianMixture
 from protea.rng import Streams
 from protea.space import Rows
 from protea.training import EM, Budget, Gradient, fit, parallel
@@ -20,7 +21,7 @@ from protea.training.checkpoint import Keeper
 from protea.training.parallel import fsdp
 
 pytestmark = pytest.mark.slow
-WORLDS = {"replicate": 1e-6, "shard": 1e-6, "penalty": 1e-6, "em": 1e-10}  # kind to tolerance
+WORLDS = {"replicate": 1e-6, "shard": 1e-6, "penalty": 1e-6, "em": 1e-10, "mixture": 1e-10}  # kind to tolerance
 
 
 class Net(Normalised):
@@ -80,8 +81,14 @@ def rows(dtype: torch.dtype) -> Rows:
 
 def train(kind: str, folder: Path, steps: int, resume: bool, dtype: torch.dtype = torch.float64) -> None:
     torch.manual_seed(0)
-    if kind == "em":
-        model: Model = Clusters()
+    model: Model
+    if kind == "mixture":
+        model = GaussianMixture((3,), 3, classes=0)
+        model.initialise(rows(dtype))
+        model.means.add_(0.5)  # away from the start that clustering finds
+        learner = EM(model, tolerance=0.0, batch_size=15)
+    elif kind == "em":
+        model = Clusters()
         learner = EM(model, tolerance=0.0, batch_size=15)
     else:
         model = Net(dtype)
@@ -127,7 +134,13 @@ def test_two_processes_equal_one_and_checkpoints_reshard(kind: str, tmp_path: Pa
     moved = max(float((one[n] - t).abs().max()) for n, t in saved(tmp_path / "start").items() if n.startswith("model/"))
     assert moved > 1e-3, "weights that hardly moved would prove nothing"
     two = launch(kind, tmp_path / "two", 2, steps)
-    names = {"replicate": "data parallel", "shard": "FSDP2", "penalty": "data parallel, double backward", "em": "EM"}
+    names = {
+        "replicate": "data parallel",
+        "shard": "FSDP2",
+        "penalty": "data parallel, double backward",
+        "em": "EM",
+        "mixture": "EM of a Gaussian mixture",
+    }
     evidence(id="TS-07", system="Distributed training", claim=f"{names[kind]}: 2 processes equal 1",
              reference="1-process run", reached=gap(one, two), tolerance=WORLDS[kind],
              unit="max abs of weights, averages, moments")  # fmt: skip

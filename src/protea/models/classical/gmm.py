@@ -87,6 +87,10 @@ class GaussianMixture(Mixture):
         """(groups, k, D), a view that may be written to."""
         return self.family.means.view(self.groups, self.k, self.dim)
 
+    @means.setter
+    def means(self, value: Tensor) -> None:
+        self.family.means.copy_(value.reshape(self.family.means.shape))
+
     @property
     def scale(self) -> Tensor:
         """Square roots of the covariances of all groups * k components (see `distributions/covariance.py`)."""
