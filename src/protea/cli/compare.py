@@ -13,7 +13,7 @@ from protea.cli.options import Data, DataOption, Json, Seed, Target, pairs
 def compare(
     data: Data,
     models: Annotated[
-        str | None, typer.Option("--models", "-m", help="Names with commas. Default: all that suit the data.")
+        str | None, typer.Option("--models", "-m", help="Names with commas, or all. Default: the usual ones that suit.")
     ] = None,
     budget: Annotated[
         str | None,

@@ -64,10 +64,10 @@ def _capabilities(entry: Any) -> list[str]:
     from protea.spaces import Image, Tokens, Vector
 
     tiny = {
-        "vector": Vector(("x", "y")),
-        "image": Image(1, 8, 8),
+        "vector": Vector(("x", "y"), ("a", "b")),
+        "image": Image(1, 8, 8, classes=("a", "b")),
         "tokens": Tokens(16),
-        "table": Vector(("x", "y")),  # a table's continuous model sees a vector
+        "table": Vector(("x", "y"), ("a", "b")),  # a table's continuous model sees a vector
     }
     found: dict[str, None] = {}
     for kind in sorted(entry.suits):
@@ -79,5 +79,7 @@ def _capabilities(entry: Any) -> list[str]:
             model = entry.build(space, entry.config())
         found |= dict.fromkeys(capabilities(model))
         if isinstance(model, Lifted):  # how the continuous model learns and what it infers
-            found |= dict.fromkeys(c for c in capabilities(model.inner) if c in ("Countable", "Denoises", "Encodes"))
+            found |= dict.fromkeys(
+                c for c in capabilities(model.inner) if c in ("Countable", "Denoises", "Encodes", "Energy")
+            )
     return list(found)

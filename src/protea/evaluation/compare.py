@@ -32,6 +32,7 @@ from protea.evaluation.schema import VERSION
 from protea.models import MODELS
 from protea.models.entry import Entry
 from protea.models.lifted import Lifted
+from protea.space import Space
 from protea.training import Budget
 from protea.training.run import environment, read_config
 
@@ -87,7 +88,7 @@ def compare(
 
     Args:
         data: a path or the name of an embedded set.
-        models: names of `MODELS`; None: all that suit the data.
+        models: names of `MODELS`; None: the usual ones that suit the data; ["all"]: all of them.
         budget: for everything, from this call to the written report: "3m" (default), "90s" ... Models that learn by
             steps share it equally. A number of steps or epochs is for each model.
         each: of each fit instead: "30s", "500steps" ...
@@ -114,10 +115,10 @@ def compare(
     whole = Budget.parse(BUDGET if budget is None else budget)
     of_each = Budget.parse(each) if each is not None else whole if whole.seconds is None else None
     total = whole.seconds if of_each is None else None
-    _known(models)
+    _known([] if models == ["all"] else models)
     forge = Forge()  # warms up while the data are read and the null rows judged
     dataset = open_data(str(data), **opening)
-    entries = suitable(dataset, models, seconds=(of_each.seconds if of_each else total) or 60.0)
+    entries = suitable(dataset, models)
     folder = Path(out) if out is not None else Path("reports") / dataset.name
     table = _Table(dataset, Judge(dataset), folder, observer, seeds, forge)
     plan = _Plan(of_each, total, began, len(entries) * seeds)
@@ -134,16 +135,16 @@ def compare(
     return write_report(table.document(facts), folder)
 
 
-def suitable(
-    dataset: Dataset, names: Sequence[str] | None = None, *, seconds: float = 60.0
-) -> list[tuple[Entry, bool]]:
-    """Models that suit the data, the cheapest first, and whether each learns by counting (and so ends early).
+def suitable(dataset: Dataset, names: Sequence[str] | None = None) -> list[tuple[Entry, bool]]:
+    """Models that suit the data, and whether each learns by counting; these come first, for they end early.
 
     Raises:
         ConfigError: a named model is unknown or does not suit the data.
     """
     kind = dataset.space.kind
-    entries = _known(names) or [e for e in MODELS.values() if kind in e.suits and not e.refuses(dataset.space)]
+    wanted = [] if names in (None, ["all"]) else _known(names)
+    able = [e for e in MODELS.values() if kind in e.suits and not e.refuses(dataset.space)]
+    entries = wanted or [e for e in able if e.usual or names is not None]
     for entry in entries:
         if kind not in entry.suits:
             raise ConfigError(
@@ -152,8 +153,8 @@ def suitable(
             )
         if why := entry.refuses(dataset.space):
             raise ConfigError(why, f"Leave {entry.name} out, or give --target COLUMN.")
-    sizes = {entry.name: _size(entry, dataset, seconds) for entry in entries}
-    return [(entry, not sizes[entry.name][0]) for entry in sorted(entries, key=lambda e: sizes[e.name])]
+    counting = {entry.name: _counts(entry, dataset.space) for entry in entries}
+    return [(entry, counting[entry.name]) for entry in sorted(entries, key=lambda e: not counting[e.name])]
 
 
 class _Plan:
@@ -315,15 +316,14 @@ def _known(names: Sequence[str] | None) -> list[Entry]:
     return list(dict.fromkeys(found))
 
 
-def _size(entry: Entry, dataset: Dataset, seconds: float) -> tuple[bool, int]:
-    """(learns by steps, number of parameters) of the model that would be trained."""
+def _counts(entry: Entry, space: Space) -> bool:
+    """Whether a model learns by counting (EM) rather than by steps."""
     try:
         with torch.random.fork_rng(devices=[]):
-            model = entry.build(dataset.space, entry.suggest(dataset.space, dataset.train, seconds))
+            model = entry.build(space, entry.config())
     except ProteaError:
-        return True, 0  # its own row will say why
-    counts = isinstance(model, Countable) or (isinstance(model, Lifted) and isinstance(model.inner, Countable))
-    return not counts, sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.buffers())
+        return False  # its own row will say why
+    return isinstance(model, Countable) or (isinstance(model, Lifted) and isinstance(model.inner, Countable))
 
 
 def _begun(run: Path) -> Budget | None:

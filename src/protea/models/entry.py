@@ -29,6 +29,7 @@ class Entry:
         suggest: (space, training rows, budget in seconds) to a config that gives a sane result.
         refuses: a space of a kind that suits to why it cannot be modelled all the same (no labels, say); "" if it can.
             `compare` leaves such models out unless they are asked for by name.
+        usual: whether `compare` takes it unasked; variants of others and slow special cases wait to be named.
     """
 
     name: str
@@ -40,3 +41,4 @@ class Entry:
     build: Callable[[Space, Any], Model]
     suggest: Callable[[Space, Rows, float], Any]
     refuses: Callable[[Space], str] = _nothing
+    usual: bool = True

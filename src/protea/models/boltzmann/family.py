@@ -178,7 +178,7 @@ def suggest_rbm(space: Space, train: Rows, seconds: float) -> RBMConfig:
     batch = 100 if len(train) >= 2000 else max(16, min(100, len(train) // 20))
     rate = 0.05 if native else 0.005
     if isinstance(units, Binomial):
-        rate /= units.trials ** 0.5
+        rate /= units.trials**0.5
     return RBMConfig(hidden=hidden, rate=float(f"{rate:.2g}"), batch=batch)
 
 
@@ -220,6 +220,7 @@ DBM_ENTRY = Entry(
     config=DBMConfig,
     build=build_dbm,
     suggest=suggest_dbm,
+    usual=False,
 )
 
 BOLTZMANN_ENTRY = Entry(
@@ -231,4 +232,5 @@ BOLTZMANN_ENTRY = Entry(
     config=BoltzmannConfig,
     build=build_boltzmann,
     suggest=suggest_boltzmann,
+    usual=False,
 )

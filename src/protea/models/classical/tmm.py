@@ -60,4 +60,5 @@ ENTRY = Entry(
     config=TMMConfig,
     build=build,
     suggest=suggest,
+    usual=False,
 )
