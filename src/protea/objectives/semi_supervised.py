@@ -37,7 +37,7 @@ def semi_supervised_nll(model: Normalised, weight: float = 1.0) -> Callable[[Bat
         if bool(known.any()):
             log_prior = model.get_buffer("class_prior").log()[y[known]]
             total = total - (model.log_prob(batch.x[known], y[known]) + log_prior).sum()
-        if bool((~known).any()) and weight > 0:
+        if bool((~known).any()):  # at weight 0 too, so that a batch without labels has a gradient: 0
             total = total - weight * model.log_prob(batch.x[~known]).sum()
         return Loss(total, len(batch.x))
 
