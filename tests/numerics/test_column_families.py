@@ -134,8 +134,8 @@ def test_missing_has_its_own_probability():
     there = torch.tensor([[0.3, -1.0]], dtype=torch.float64)
     half = torch.tensor([[math.nan, -1.0]], dtype=torch.float64)
     for k in range(2):
-        mean, cov = family.inner.means[k].numpy(), family.inner.covariances[k].numpy()  # type: ignore[union-attr]
-        want = stats.multivariate_normal(mean, cov).logpdf(there[0]) + torch.log1p(-rho[k]).sum()
+        mean, cov = family.inner.means[k].numpy(), family.inner.covariances[k].numpy()  # type: ignore[union-attr, index]
+        want = stats.multivariate_normal.logpdf(there[0].numpy(), mean, cov) + torch.log1p(-rho[k]).sum()
         assert float(family.log_prob(there)[0, k]) == pytest.approx(float(want), abs=1e-9)
         marginal = stats.norm(mean[1], math.sqrt(cov[1, 1])).logpdf(-1.0)
         want = float(rho[k, 0].log() + torch.log1p(-rho[k, 1])) + marginal
