@@ -120,7 +120,8 @@ def compare(
     dataset = open_data(str(data), **opening)
     entries = suitable(dataset, models)
     folder = Path(out) if out is not None else Path("reports") / dataset.name
-    table = _Table(dataset, Judge(dataset), folder, observer, seeds, forge)
+    patience = {} if total is None else {"patience": min(60.0, 0.2 * total / (len(entries) * seeds))}
+    table = _Table(dataset, Judge(dataset, **patience), folder, observer, seeds, forge)
     plan = _Plan(of_each, total, began, len(entries) * seeds)
     observer.begin(dataset, [e.name for e, _ in entries], plan.words())
     table.exhibit_real()

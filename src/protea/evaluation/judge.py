@@ -81,17 +81,20 @@ class Judge:
             2000), so that the null row of real data is measured exactly as the models are.
         seed: of folds, bootstrap and null permutations; recorded.
         replicates: bootstrap draws.
+        patience: seconds that samples beyond those of two-sample figures may take of a slow sampler.
 
     Raises:
         DataError: fewer than 10 held-out rows.
     """
 
-    def __init__(self, dataset: Dataset, *, seed: int = 0, replicates: int = REPLICATES) -> None:
+    def __init__(
+        self, dataset: Dataset, *, seed: int = 0, replicates: int = REPLICATES, patience: float = PATIENCE
+    ) -> None:
         held = len(dataset.holdout)
         if held < 10:
             raise DataError(f"{dataset.name} has {held} held-out rows.", "Judging needs at least 10: give more data.")
         self.dataset, self.space, self.seed, self.replicates = dataset, dataset.space, seed, replicates
-        self.kind = dataset.space.kind
+        self.kind, self.patience = dataset.space.kind, patience
         spare = len(dataset.validation) if len(dataset.validation) >= 10 else held
         self.n = min(held, spare, MOST_REAL)
         self.samples_wanted = max(self.n, min(SAMPLES[self.kind], max(len(dataset.train), 500)))
@@ -141,7 +144,7 @@ class Judge:
         """Up to n samples and samples a second: what two-sample figures need, and the rest if a minute is enough."""
         parts, first, start = [], min(n, self.n), time.perf_counter()
         for low, high in ((0, first), (first, n)):
-            if low and (n - first) / (first / (time.perf_counter() - start)) > PATIENCE:
+            if low and (n - first) / (first / (time.perf_counter() - start)) > self.patience:
                 break
             cond = None if labels is None else labels[low:high]
             parts.append(model.sample(high - low, cond, rng=Streams(seed, torch.arange(low, high))))
