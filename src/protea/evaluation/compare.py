@@ -24,7 +24,7 @@ from protea.evaluation import compare_child, nulls
 from protea.evaluation.compare_rows import Judged, failed_row, judge_folder, judge_null, judge_run, model_row, null_row
 from protea.evaluation.compare_rows import ranked as rank_rows
 from protea.evaluation.forge import Forge
-from protea.evaluation.judge import Judge
+from protea.evaluation.judge import PATIENCE, Judge
 from protea.evaluation.report import Report, write_report
 from protea.evaluation.report_exhibits import plane as plane_of
 from protea.evaluation.report_exhibits import show, write_exhibit
@@ -120,8 +120,8 @@ def compare(
     dataset = open_data(str(data), **opening)
     entries = suitable(dataset, models)
     folder = Path(out) if out is not None else Path("reports") / dataset.name
-    patience = {} if total is None else {"patience": min(60.0, 0.2 * total / (len(entries) * seeds))}
-    table = _Table(dataset, Judge(dataset, **patience), folder, observer, seeds, forge)
+    patience = PATIENCE if total is None else min(PATIENCE, 0.2 * total / (len(entries) * seeds))
+    table = _Table(dataset, Judge(dataset, patience=patience), folder, observer, seeds, forge)
     plan = _Plan(of_each, total, began, len(entries) * seeds)
     observer.begin(dataset, [e.name for e, _ in entries], plan.words())
     table.exhibit_real()
