@@ -115,6 +115,6 @@ def _show(measured: dict[str, Any]) -> None:
     for way, figures in measured["errors"].items():
         cells = [figures.get(name) for name in names]
         table.add_row(
-            way, *("" if c is None else f"{c['value']:.3f} [dim]{c['low']:.3f} .. {c['high']:.3f}" for c in cells)
+            way, *("" if c is None else f"{c['value']:.3f} [dim]{c['low']:.2f} .. {c['high']:.2f}" for c in cells)
         )
     stdout().print(table)

@@ -107,14 +107,15 @@ def draw(curves: Sequence[Curve], sizes: Sequence[int], title: str, path: Path) 
             style = "-" if curve.kind == "generative" else "--"
             style = ":" if curve.name.endswith("+ unlabelled") else style
             axis.plot(sizes, [p.value for p in points], style, color=colour, label=curve.name, marker="o", markersize=3)
-            axis.fill_between(sizes, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.12, lw=0)
+            low = [max(p.low, 0.5 * p.value) for p in points]  # a log axis has no place for 0
+            axis.fill_between(sizes, low, [p.high for p in points], color=colour, alpha=0.12, lw=0)
         axis.set_xscale("log")
         axis.set_xticks(list(sizes), [f"{n:,}" for n in sizes], fontsize=7)
         axis.minorticks_off()
         axis.set_xlabel("labels")
         axis.set_ylabel(label)
         axis.grid(alpha=0.2)
-    axis.set_ylim(bottom=0)
+    axis.set_yscale("log")
     figure.axes[0].legend(fontsize=7, frameon=False)
     figure.suptitle(title, fontsize=9)
     disk.write(path, lambda partial: figure.savefig(partial, format="png", dpi=90))
