@@ -88,7 +88,7 @@ class Elliptical(Family):
 
     def _flat(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x (B, D) about the origin, and which entries are known: None for all; the others are 0."""
-        x = x.reshape(len(x), self.dim).to(torch.float64) - self.origin
+        x = x.reshape(len(x), self.dim).to(self.origin.dtype) - self.origin
         known = None if observed is None else observed.reshape(len(x), self.dim)
         if bool(x.isnan().any()):
             known = ~x.isnan() if known is None else known & ~x.isnan()

@@ -60,7 +60,8 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         steps: T, the most steps of a sequence.
         lengths: the histogram of lengths; None where every sequence has as many steps as it is given with, or where
             the chain ends by itself.
-        precision: of the scan over time; the emissions and all sums of statistics are float64 always.
+        precision: of the scan over time. Emissions have their own (`model.emission.float()` where they can); statistics
+            are summed in float64 always.
 
     Raises:
         ConfigError: another number of states than members, or two things that decide about the length.
@@ -135,7 +136,12 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         if len(parts) == 1:
             return density(rows, observed).to(self.precision)
         seen = [None if observed is None else observed[i] for i in parts]
-        return torch.cat([density(rows[i], o).to(self.precision) for i, o in zip(parts, seen)])
+        if torch.is_grad_enabled():
+            return torch.cat([density(rows[i], o).to(self.precision) for i, o in zip(parts, seen)])
+        out = torch.empty(len(rows), self.states, dtype=self.precision, device=rows.device)
+        for i, o in zip(parts, seen):
+            out[i] = density(rows[i], o)
+        return out
 
     def _chunks(self, rows: Tensor) -> Iterator[slice]:
         step = max(256, CHUNK // max(self.states * self.emission.width, math.prod(self.event[1:])))
@@ -187,8 +193,11 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         for i in self._turns(x):
             given = (None if v is None else v[i] for v in (states, lengths))
             packed, _, log_b, dynamics = self._prepared(x[i], *given)
-            log_p = log_likelihood(log_b, dynamics, packed) + self._evidence(packed)
-            out.append(packed.unsort(log_p))
+            if torch.is_grad_enabled():
+                log_p = log_likelihood(log_b, dynamics, packed)
+            else:
+                log_p = scan.evidence(log_b, dynamics, packed, log_b)
+            out.append(packed.unsort(log_p + self._evidence(packed)))
         return torch.cat(out)
 
     def _turns(self, x: Tensor) -> Iterator[slice]:
@@ -208,7 +217,7 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
     def posterior(self, x: Tensor, *, states: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """gamma: p(z_t = k | x), (B, T', K); zero beyond the end."""
         packed, _, log_b, dynamics = self._prepared(x, states, lengths)
-        return packed.unpack(scan.smooth(log_b, dynamics, packed).gamma)
+        return packed.unpack(scan.smooth(log_b, dynamics, packed, None, log_b).gamma)
 
     @torch.no_grad()
     def decode(self, x: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -249,16 +258,17 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         packed, rows, log_b, dynamics = self._prepared(x, states, lengths)
         g = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
         g = packed.sort(g)
-        p = scan.smooth(log_b, dynamics, packed, None if weights is None else g)
+        p = scan.smooth(log_b, dynamics, packed, None if weights is None else g, log_b)
         stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
         log_p = p.log_prob + self._evidence(packed)
         stats["log_prob"] = torch.where(g > 0, g * log_p, 0.0).sum()
         if self.lengths is not None:
             stats["lengths"] = self.lengths.count(packed.lengths, g)
+        dtype = next((p.dtype for p in self.emission.parameters()), torch.float64)
         for i in self._chunks(rows):
-            part = self.emission.expect(rows[i], p.gamma[i].double())
+            part = self.emission.expect(rows[i], p.gamma[i].to(dtype))
             for name, value in part.items():
-                name = f"emission/{name}"
+                name, value = f"emission/{name}", value.double()
                 stats[name] = stats[name] + value if name in stats else value
         return stats
 

@@ -40,13 +40,15 @@ def interval(dynamics: Dynamics, dtype: torch.dtype) -> int:
     return steps
 
 
-def emission(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> tuple[Tensor, Tensor]:
+def emission(log_b: Tensor, dynamics: Dynamics, packed: Packed, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """b (N, K), its rows' largest entry 1, and the logarithms (N,) taken out; first steps are multiplied by pi."""
-    b = log_b.clone()
-    b[: packed.first] += dynamics.start.log()
-    top = b.amax(1, keepdim=True)
+    first = log_b[: packed.first] + dynamics.start.log()
+    top = log_b.amax(1, keepdim=True)
+    top[: packed.first] = first.amax(1, keepdim=True)
     top.masked_fill_(torch.isneginf(top), 0.0)
-    return b.sub_(top).exp_(), top[:, 0]
+    b = torch.sub(log_b, top, out=out)
+    b[: packed.first] = first - top[: packed.first]
+    return b.exp_(), top[:, 0]
 
 
 def _forward(b: Tensor, dynamics: Dynamics, packed: Packed, every: int) -> tuple[Tensor, Tensor, blocks.Blocks | None]:
@@ -74,10 +76,12 @@ def _backward(
 
 
 def _evidence(
-    alpha: Tensor, scale: Tensor, top: Tensor, dynamics: Dynamics, packed: Packed
+    final: Tensor, scale: Tensor, top: Tensor, dynamics: Dynamics, packed: Packed
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p (B,) sorted, 0 for sequences without a step; and for those with one e (B', K) and alpha_T . e (B', 1)."""
-    final = alpha[packed.last]
+    """log p (B,) sorted, 0 for sequences without a step; and for those with one e (B', K) and alpha_T . e (B', 1).
+
+    `final` (B', K) is the last alpha of each.
+    """
     end = dynamics.factor(final)
     mass = (final * end).sum(1, keepdim=True)
     log_p = packed.per_sequence(top.double() + scale[:, 0].log().double())
@@ -85,16 +89,22 @@ def _evidence(
     return log_p, end, mass
 
 
-def smooth(log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None) -> Posterior:
-    """Forward-backward of packed log b (N, K); `weights` (B,) sorted multiply each sequence's statistics."""
+def smooth(
+    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None, scratch: Tensor | None = None
+) -> Posterior:
+    """Forward-backward of packed log b (N, K); `weights` (B,) sorted multiply each sequence's statistics.
+
+    `scratch` is memory to work in, which may be that of log b itself: fresh memory costs as much as the arithmetic.
+    """
     every = interval(dynamics, log_b.dtype)
-    w, top = emission(log_b, dynamics, packed)
+    w, top = emission(log_b, dynamics, packed, scratch if every else None)
     alpha, scale, cut = _forward(w, dynamics, packed, max(every, 1))
-    log_p, end, mass = _evidence(alpha, scale, top, dynamics, packed)
+    final = alpha[packed.last]
+    log_p, end, mass = _evidence(final, scale, top, dynamics, packed)
     if len(lost := (~(mass[:, 0] > 0)).nonzero()[:, 0]):  # probability zero, or so it seems
-        return _mend(lost, log_b, dynamics, packed, weights)
+        return _mend(lost, w.log() + top[:, None] if every else log_b, dynamics, packed, weights)
     last = end / mass
-    at_last = torch.where(end > 0, alpha[packed.last] / mass, 0.0)
+    at_last = torch.where(end > 0, final / mass, 0.0)
     if weights is not None:
         share = weights[: packed.first, None].to(last)
         last, at_last = last * share, at_last * share
@@ -114,14 +124,26 @@ def smooth(log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | 
     )
 
 
-def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
-    """log p(x) (B,) sorted, of packed log b (N, K): forward only, where nothing can be lost."""
-    if not interval(dynamics, log_b.dtype):
+def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed, scratch: Tensor | None = None) -> Tensor:
+    """log p(x) (B,) sorted, of packed log b (N, K): forward only, where nothing can be lost. `scratch` as of `smooth`.
+
+    A probability of zero is then exact: where steps cannot lose anything, only an impossible step gives it.
+    """
+    every = interval(dynamics, log_b.dtype)
+    if not every:
         return smooth(log_b, dynamics, packed).log_prob
-    b, top = emission(log_b, dynamics, packed)
-    alpha, scale, _ = _forward(b, dynamics, packed, interval(dynamics, log_b.dtype))
-    log_p, _, mass = _evidence(alpha, scale, top, dynamics, packed)
-    return log_p if bool((mass > 0).all()) else smooth(log_b, dynamics, packed).log_prob
+    b, top = emission(log_b, dynamics, packed, scratch)
+    if packed.uniform and packed.total and not blocks.block_length(packed, b.shape[1]):
+        scale, two = torch.ones_like(b[:, :1]), b.new_empty(2, packed.count, b.shape[1])
+        alphas = [two[t % 2] for t in range(len(packed.active))]  # no step looks further back than one
+        with steps.alone():
+            steps.forward(b.split(packed.active), alphas, scale.split(packed.active), dynamics.transition, every, None)
+        final = alphas[-1]
+    else:
+        alpha, scale, _ = _forward(b, dynamics, packed, every)
+        final = alpha[packed.last]
+    log_p, _, _ = _evidence(final, scale, top, dynamics, packed)
+    return torch.where(log_p.isnan(), -torch.inf, log_p)
 
 
 def filtered(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
