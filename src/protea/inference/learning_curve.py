@@ -29,7 +29,7 @@ from protea.data import Dataset
 from protea.errors import ConfigError, DataError, NotSupported
 from protea.inference.contenders import Contender, Generative
 from protea.inference.labelling import Labelling, labelling, require_classes
-from protea.inference.semi_supervised import join
+from protea.inference.semi_supervised import join, require_marginal
 from protea.rng import Streams, fold, permutation
 from protea.space import Rows
 
@@ -222,11 +222,15 @@ def learning_curves(
             f"The numbers of labels {list(sizes)} do not fit {len(draws.pool):,} rows of {classes} classes.",
             f"Each must lie in {classes} .. {len(draws.pool)}.",
         )
-    jobs = [(c, False) for c in contenders]
+    jobs: list[tuple[Contender, bool]] = [(c, False) for c in contenders]
     if unlabelled is not None:
         if not any(isinstance(c, Generative) for c in contenders):
             raise NotSupported("No contender is generative.", "Name a model: --models gmm.")
-        jobs += [(c, True) for c in contenders if isinstance(c, Generative)]
+        first = draws.labelled(0, sizes[0])
+        for contender in contenders:
+            if isinstance(contender, Generative):  # told before anything has cost time
+                require_marginal(contender.untrained(draws.space, first))
+                jobs.append((contender, True))
     curves = []
     for contender, semi in jobs:
         shape = (len(sizes), repeats, len(draws.test))

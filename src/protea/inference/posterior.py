@@ -85,7 +85,7 @@ def posterior(model: Model, x: Tensor, *, draws: int = 8, seed: int = 0) -> Post
     """
     if not isinstance(model, (Normalised, Bounded)):
         raise NotSupported(
-            f"{type(model).__name__} has no likelihood, so Bayes' rule cannot be used.",
+            f"{type(getattr(model, 'inner', model)).__name__} has no likelihood, so Bayes' rule cannot be used.",
             "Choose a model that is exact or a bound: see the column 'can' of `protea models`.",
         )
     where = labelling(model.space)

@@ -56,17 +56,7 @@ def learn_semi(
         raise ConfigError(
             f"The weight {weight} of unlabelled rows is negative.", "Give 0 or more; 1 counts them fully."
         )
-    inner = model.inner if isinstance(model, Lifted) else model
-    in_column = isinstance(model.space, Table)
-    if (
-        not isinstance(inner, Normalised)
-        or (class_prior(model) is None and not in_column)
-        or (in_column and isinstance(model, Lifted))
-    ):
-        raise NotSupported(
-            f"{type(inner).__name__} of these data has no exact marginal over labels.",
-            "Use a model of classes (gmm, flow, marginals on labelled data) or, of tables, naive-bayes or mixture.",
-        )
+    inner = require_marginal(model)
     if isinstance(inner, Countable):
         model.initialise(labelled, seed)
         parts = [model.raise_rows(rows, seed) if isinstance(model, Lifted) else rows for rows in (labelled, unlabelled)]
@@ -82,6 +72,22 @@ def learn_semi(
     learner = Lifting(model, gradient) if isinstance(model, Lifted) else gradient
     fit(model, together, budget=budget or Budget(seconds=20.0), learner=learner, judge=None, progress=None, seed=seed)
     return model.eval()
+
+
+def require_marginal(model: Model) -> Normalised:
+    """The model (within its relaxation) whose p(x) sums over labels; NotSupported where it does not exactly."""
+    inner = model.inner if isinstance(model, Lifted) else model
+    in_column = isinstance(model.space, Table)
+    if (
+        not isinstance(inner, Normalised)
+        or (class_prior(model) is None and not in_column)
+        or (in_column and isinstance(model, Lifted))
+    ):
+        raise NotSupported(
+            f"{type(inner).__name__} of these data has no exact marginal over labels.",
+            "Use a model of classes (gmm, flow, marginals on labelled data) or, of tables, naive-bayes or mixture.",
+        )
+    return inner
 
 
 def join(a: Rows, b: Rows) -> Rows:
