@@ -11,7 +11,7 @@ import torch
 
 from protea.rng import Streams
 from protea.space import Rows, Space
-from protea.spaces import Image, Table, Tokens, Vector
+from protea.spaces import Image, Series, Table, Tokens, Vector
 
 
 def vector() -> tuple[Space, Rows]:
@@ -82,6 +82,25 @@ def tokens() -> tuple[Space, Rows]:
     return Tokens(6, vocabulary=4, tokenizer="ids"), Rows(torch.stack(x[1:], 1), None, torch.arange(96))
 
 
+def series() -> tuple[Space, Rows]:
+    """Walks of 0 to 5 steps in the plane that turn about, with gaps."""
+    streams = Streams(15, 96)
+    step = streams.normal(5, 2, dtype=torch.float64)
+    x = step.cumsum(1) + torch.tensor([0.0, 3.0]).double()
+    u = streams.uniform(7)
+    x[(u[:, :5] < 0.1)[..., None].expand_as(x)] = float("nan")
+    x[torch.arange(5) >= (u[:, 5:6] * 6).long()] = float("nan")
+    return Series(("x", "y"), 5), Rows(x, None, torch.arange(96))
+
+
+def labelled_series() -> tuple[Space, Rows]:
+    """The same, where labels shift the walks."""
+    space, rows = series()
+    y = (Streams(16, 96).uniform(1)[:, 0] < 0.5).long()
+    x = rows.x + 4 * y[:, None, None]
+    return Series(space.names, 5, ("low", "high")), Rows(x, y, rows.ids)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A model on a data set, small enough for a law to be tried in a second."""
@@ -119,5 +138,7 @@ CASES: list[Case] = [
     *cases("boltzmann", *CONTINUOUS, binary, hidden=4, sweeps=20, chains=16),
     *cases("dbm", *CONTINUOUS, binary, hidden=8, top=4, sweeps=40, chains=16, pretrain=4),
     *cases("ngram", tokens, order=3),
+    *cases("hmm", tokens, series, states=3),
+    *cases("hmm", labelled_series, states=2, chains=2, mixtures=2),
     *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),
 ]

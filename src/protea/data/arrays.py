@@ -11,12 +11,14 @@ import pandas as pd
 import torch
 
 from protea.data.dataset import Loaded
+from protea.data.series import from_steps
 from protea.errors import DataError
 from protea.space import Space
 from protea.spaces import Image, Table, Vector
 
 DATA_KEYS = ("x", "X", "images", "data", "arr_0")
 LABEL_KEYS = ("y", "labels", "label", "target", "targets")
+LENGTH_KEYS = ("length", "lengths")  # of series
 
 
 def load_arrays(path: Path, *, space: Space | None = None, levels: int = 256) -> Loaded:
@@ -45,6 +47,10 @@ def load_arrays(path: Path, *, space: Space | None = None, levels: int = 256) ->
             "Save it as np.savez(path, x=examples, y=labels).",
         )
     label = next((arrays[k] for k in LABEL_KEYS if k in arrays), None)
+    if arrays[key].dtype.kind == "f" and arrays[key].ndim == 3:
+        lengths = next((arrays[k] for k in LENGTH_KEYS if k in arrays), None)
+        found, classes = _labels(label, arrays.get("class_names"), len(arrays[key]), str(path))
+        return from_steps(arrays[key], lengths, found, classes, path.stem, str(path), space)
     return from_array(
         arrays[key], label, path.stem, str(path), class_names=arrays.get("class_names"), space=space, levels=levels
     )
@@ -66,12 +72,16 @@ def from_array(
     |---|---|
     | uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) | Image |
     | float (N, D) or (N,) | Vector |
+    | float (N, T, D) | Series, NaN where a value is missing or the series has ended |
     | other integers, booleans (N, D) or (N,) | Table of grid columns: a density of whole numbers means nothing |
     """
     if x.dtype.kind not in "buif":
         raise DataError(f"The array of {source} has type {x.dtype}, not numbers.", "Convert it to float or uint8.")
     if x.ndim == 0 or len(x) == 0:
         raise DataError(f"The array of {source} is empty: shape {x.shape}.", "Give at least ten examples.")
+    if x.dtype.kind == "f" and x.ndim == 3:
+        labels, classes = _labels(y, class_names, len(x), source)
+        return from_steps(x, None, labels, classes, name, source, space)
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
         raise DataError(

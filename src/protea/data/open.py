@@ -15,12 +15,13 @@ from protea.data.arrays import from_array, load_arrays
 from protea.data.dataset import Dataset, Documents, Loaded, split_documents, split_rows
 from protea.data.embedded import EMBEDDED, embedded_name
 from protea.data.images import SUFFIXES, image_files, load_images
+from protea.data.series import from_long
 from protea.data.split import FRACTIONS
 from protea.data.tables import TABLES, load_table, read_frame, read_jsonl
 from protea.data.text import TEXTS, from_records, load_text, load_text_folder, text_field
 from protea.errors import ConfigError, DataError, nearest
 from protea.space import Space
-from protea.spaces import Image, Table, Tokens
+from protea.spaces import Image, Series, Table, Tokens
 
 BLOCK = 128  # tokens of a block of text
 OPTIONS = {
@@ -33,12 +34,13 @@ OPTIONS = {
     "keep": "tables: columns to take although they look like identifiers",
     "ordinals": "tables: column to its levels from low to high",
     "categories": "tables: numeric columns that are names of categories",
+    "sequence": "tables with a row a step: the column that names the series of a row",
     "fractions": "shares of train, validation and holdout (0.8, 0.1, 0.1)",
     "name": "what to call the data",
 }
 _FOR = {
     "table": ("drop", "keep", "ordinals", "categories"), "text": ("block", "text"), "images": ("size",),
-    "arrays": ("levels",), "toy": ("n",), "embedded": (),
+    "arrays": ("levels",), "toy": ("n",), "embedded": (), "series": ("sequence", "drop"),
 }  # fmt: skip
 
 
@@ -63,7 +65,7 @@ def open_data(
         seed: another seed gives another split (and other points of a toy).
         constraints: what holds in every row of a table, see `protea.spaces.parse_constraints`.
         options: see `OPTIONS`; `n`, `block`, `text`, `size`, `levels`, `drop`, `keep`, `ordinals`,
-            `categories`, `fractions`, `name`.
+            `categories`, `sequence`, `fractions`, `name`.
 
     Raises:
         DataError: what is wrong with the data, and what to do about it.
@@ -95,6 +97,10 @@ def _load(
     what: Any, options: dict[str, Any], target: Any, space: Space | None, seed: int, constraints: Any
 ) -> Loaded | Documents:
     def table(frame: pd.DataFrame, name: str, source: str, notes: Sequence[str] = ()) -> Loaded:
+        if "sequence" in options:
+            _only(options, "series", None, constraints)
+            known = _expect(space, Series, source)
+            return from_long(frame, name=name, source=source, target=target, space=known, **options)
         _only(options, "table")
         known = _expect(space, Table, source)
         return load_table(

@@ -13,6 +13,7 @@ from protea.models.diffusion.family import DIFFUSION, FLOW_MATCHING
 from protea.models.entry import Entry
 from protea.models.flow.spline_coupling import ENTRY as FLOW
 from protea.models.latent.vae import ENTRY as VAE
+from protea.models.markov.entry import ENTRY as HMM
 
 ENTRIES: tuple[Entry, ...] = (
     MARGINALS,
@@ -20,6 +21,7 @@ ENTRIES: tuple[Entry, ...] = (
     MIXTURE,
     GMM,
     TMM,
+    HMM,
     RBM_ENTRY,
     DBM_ENTRY,
     BOLTZMANN_ENTRY,

@@ -11,6 +11,7 @@ from protea.spaces.columns import Column
 from protea.spaces.constraints import Constraint, FixedCombinations, Inequality, NotNull, Range, Sum
 from protea.spaces.image import Image
 from protea.spaces.sampling import constrained_sample
+from protea.spaces.series import Series
 from protea.spaces.table import Table
 from protea.spaces.tokens import Tokens
 from protea.spaces.vector import Vector
@@ -20,6 +21,7 @@ SPACES: dict[str, Callable[[dict[str, Any]], Space]] = {
     "table": Table.from_json,
     "image": Image.from_json,
     "tokens": Tokens.from_json,
+    "series": Series.from_json,
 }
 
 
@@ -41,6 +43,6 @@ def space_from_json(value: dict[str, Any]) -> Space:
 
 
 __all__ = [
-    "Column", "Constraint", "FixedCombinations", "Image", "Inequality", "NotNull", "Range", "SPACES", "Sum", "Table",
-    "Tokens", "Vector", "constrained_sample", "space_from_json",
+    "Column", "Constraint", "FixedCombinations", "Image", "Inequality", "NotNull", "Range", "SPACES", "Series", "Sum",
+    "Table", "Tokens", "Vector", "constrained_sample", "space_from_json",
 ]  # fmt: skip

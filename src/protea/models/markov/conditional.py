@@ -23,7 +23,7 @@ from protea.models.conditional import Conditional
 from protea.models.labels import refuse_labels
 from protea.models.markov import decode, scan
 from protea.models.markov.dynamics import Dynamics
-from protea.models.markov.packed import Packed
+from protea.models.markov.packed import Packed, known
 from protea.rng import Streams, fold
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ class ConditionalMarkov(Conditional):
 
     def __init__(self, model: HiddenMarkov, x: Tensor, observed: Tensor) -> None:
         super().__init__()
-        from protea.models.markov.hmm import known
-
         if x.shape != observed.shape or tuple(x.shape[-len(model.event) :]) != model.event:
             raise DataError(
                 f"Observed entries of shape {tuple(observed.shape)} do not fit x {tuple(x.shape)} and {model.event}.",
@@ -91,7 +89,7 @@ class ConditionalMarkov(Conditional):
     def _bounds(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the greatest length of each row, from what is observed."""
         steps = self.event[0]
-        flat = (self.count, steps, -1)
+        flat = (self.count, steps, math.prod(self.event[1:]))
         t = torch.arange(1, steps + 1, device=seen.device)
         low = (seen.reshape(flat).any(2) * t).amax(1)
         ended = (self.observed & ~seen).reshape(flat).any(2) & (t > low[:, None])
@@ -156,8 +154,11 @@ class ConditionalMarkov(Conditional):
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
         refuse_labels(cond)
+        return self.complete(rng, (rng.ids % self.count).to(self.x.device))
+
+    def complete(self, rng: Streams, row: Tensor) -> Tensor:
+        """A draw of the conditional of `row` (n,) for each stream, (n, T, *event)."""
         model, steps = self.joint[0], self.event[0]
-        row = (rng.ids % self.count).to(self.x.device)
         u = rng.child("path").uniform(steps, dtype=torch.float64)
         packed = Packed(torch.full((len(rng),), steps, device=u.device), steps)
         log_b = packed.pack(self.packed.unpack(self.log_b)[row])

@@ -28,27 +28,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from protea.core import Conditionable, Countable, Model, Normalised, Stats
+from protea.core import Conditionable, Countable, Normalised, Stats
 from protea.distributions.covariance import CHUNK
 from protea.distributions.family import Family
 from protea.errors import ConfigError, DataError
 from protea.models.labels import refuse_labels
 from protea.models.markov import decode, scan
 from protea.models.markov.chain import Chain
+from protea.models.markov.conditional import ConditionalMarkov
 from protea.models.markov.dynamics import Dynamics, Posterior
 from protea.models.markov.lengths import Lengths
 from protea.models.markov.likelihood import log_likelihood
-from protea.models.markov.packed import Packed
+from protea.models.markov.packed import Packed, known
 from protea.models.markov.start import begin
 from protea.rng import Streams, fold
 from protea.space import Rows
 
 MEMORY = 1 << 22  # entries of alpha, by which sequences of a batch are taken in turn
-
-
-def known(x: Tensor) -> Tensor:
-    """Which entries have a value: not NaN, and no negative integer."""
-    return ~x.isnan() if x.is_floating_point() else x >= 0
 
 
 class HiddenMarkov(Normalised, Countable, Conditionable):
@@ -125,7 +121,7 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
             modelled = self.lengths is not None or self.chain.ends
             lengths = t.new_full((len(x),), len(t))
             if modelled and len(t):
-                lengths = (known(x).reshape(*x.shape[:2], -1).any(2) * t).amax(1)
+                lengths = (known(x).reshape(*x.shape[:2], math.prod(x.shape[2:])).any(2) * t).amax(1)
         return Packed(lengths, x.shape[1])
 
     def _log_b(self, rows: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -340,10 +336,8 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         length = rng.child("length").categorical(self.lengths.log_p.expand(len(rng), -1))
         return torch.where(torch.arange(self.steps, device=z.device) < length[:, None], z, -1)
 
-    def given(self, x: Tensor, observed: Tensor) -> Model:
+    def given(self, x: Tensor, observed: Tensor) -> ConditionalMarkov:
         """The exact conditional p(. | x[observed]): smoothing, filling and prediction; see `ConditionalMarkov`."""
-        from protea.models.markov.conditional import ConditionalMarkov
-
         return ConditionalMarkov(self, x, observed)
 
     # ---- choice of the number of states ----

@@ -15,6 +15,11 @@ from torch import Tensor
 from protea.errors import DataError
 
 
+def known(x: Tensor) -> Tensor:
+    """Which entries have a value: not NaN, and no negative integer."""
+    return ~x.isnan() if x.is_floating_point() else x >= 0
+
+
 class Packed:
     """The layout of B sequences of at most T steps.
 
