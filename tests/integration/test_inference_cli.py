@@ -90,6 +90,8 @@ def test_impute_a_table(folder: Path):
     facts = answer("impute", "naive-bayes-run", "broken.csv", "--out", "m.csv", "--draws", "3", cwd=folder)
     copies = [pd.read_csv(folder / name) for name in facts["files"]]
     assert len(copies) == 3 and not copies[0].equals(copies[1])
+    frames = protea.load(folder / "naive-bayes-run").impute(before, draws=3)
+    pd.testing.assert_frame_equal(frames[1], copies[1], check_dtype=False)
 
 
 def test_impute_reports_its_error_beside_the_usual_ways(folder: Path):
@@ -116,8 +118,27 @@ def test_anomaly_lists_strange_rows(folder: Path):
     p = np.array([row["p"] for row in facts["rows"]])
     assert (p[40:] == 1 / (facts["calibration"] + 1)).all() and p[:40].mean() > 0.3
     assert set(facts["flagged"]) >= {40, 41, 42}
-    done = run_protea("anomaly", "gmm-run", "holes.npy", "--top", "3", cwd=folder)
-    assert done.returncode == 0 and "false discovery rate" in done.stdout
+    run = protea.load(folder / "gmm-run")
+    same = run.anomalies(np.load(folder / "strange.npy"))
+    np.testing.assert_allclose(same.p.numpy(), p)
+    both = run.anomalies(np.load(folder / "strange.npy"), statistic="typicality")
+    assert float(both.p[40:].max()) < 0.05
+
+
+def test_rows_with_holes_are_compared_with_rows_with_the_same_holes(folder: Path):
+    """p-values of rows with one or all entries missing are as good as any: they count like against like."""
+    run = protea.load(folder / "gmm-run")
+    held = run.data().holdout.x.numpy()
+    holes = held[:5].copy()
+    holes[:, 2:] = np.nan
+    holes[4] = np.nan  # nothing is known: every held-out row scores the same
+    found = run.anomalies(holes)
+    assert float(found.p[4]) == 1.0
+    part = held.copy()
+    part[:, 2:] = np.nan
+    nats = run.score(part).nats
+    want = [(1 + int((nats <= n).sum())) / (len(held) + 1) for n in run.score(holes[:4]).nats]
+    np.testing.assert_allclose(found.p[:4].numpy(), want)
 
 
 def test_curve_writes_figures_words_and_a_picture(folder: Path):
