@@ -69,14 +69,14 @@ class Multinomial(Family):
 
     def density(self, own: slice | None = None) -> Density:
         theta = self.theta if own is None else self.theta[own]
-        log_theta, sure, totals = theta.log().T, bool((theta == 0).any()), self.totals.density()
+        totals = self.totals.density()
 
         def log_p(x: Tensor, observed: Tensor | None) -> Tensor:
             x, hidden = self._known(x, observed)
             fits = ((x >= 0) & (x == x.round())).all(1, keepdim=True)
             x = torch.where(fits, x, 0.0)
             t = x.sum(1, keepdim=True)
-            shares = torch.xlogy(x[..., None], theta.T).sum(1) if sure else x @ log_theta
+            shares = _log_shares(x, theta)
             part = hidden.any(1)
             whole = totals(t, None) + torch.lgamma(t + 1)
             if bool(part.any()):
@@ -85,6 +85,10 @@ class Multinomial(Family):
             return torch.where(fits, whole + shares - torch.lgamma(x + 1).sum(1, keepdim=True), -math.inf)
 
         return log_p
+
+    def log_shares(self, x: Tensor) -> Tensor:
+        """sum_j x_j log theta_kj, (B, members): all of log p(x | k) that tells members apart, also of fractional x."""
+        return _log_shares(x.reshape(len(x), self.dim), self.theta)
 
     def _totals(self, known: Tensor, hidden: Tensor, theta: Tensor) -> Tensor:
         """log p(t) t! / (t - t_o)! u_k^(t - t_o) of every total t that counts, (B, K, T)."""
@@ -126,10 +130,15 @@ class Multinomial(Family):
 
     @torch.no_grad()
     def maximise(self, stats: Stats) -> None:
-        up = stats["n"] + self.alpha
+        self.learn_shares(stats["n"])
+        self.totals.maximise({"counts": stats["totals"]})
+
+    @torch.no_grad()
+    def learn_shares(self, n: Tensor) -> None:
+        """theta from counts n (members, D) alone, the totals left as they are."""
+        up = n + self.alpha
         total = up.sum(1, keepdim=True)
         self.theta.copy_(torch.where(total > 0, up / total.clamp(min=1e-300), self.theta))
-        self.totals.maximise({"counts": stats["totals"]})
 
     def expected(self, stats: Stats) -> Tensor:
         return torch.xlogy(stats["n"], self.theta).sum() + self.totals.expected({"counts": stats["totals"]})
@@ -176,6 +185,15 @@ class Multinomial(Family):
         mean = (left / u)[:, :, None] * self.theta
         out = torch.where(hidden[:, None], mean, known[:, None])
         return out.reshape(len(x), self.members, *self.event)
+
+
+def _log_shares(x: Tensor, theta: Tensor) -> Tensor:
+    """sum_j x_j log theta_kj of x (B, D), theta (K, D), with 0 log 0 = 0."""
+    never = theta == 0
+    out = x @ torch.where(never, 0.0, theta.log()).T
+    if bool(never.any()):
+        out = torch.where((x > 0).double() @ never.double().T > 0, -math.inf, out)
+    return out
 
 
 def _thrown(rng: Streams, total: Tensor, share: Tensor) -> Tensor:
