@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import mixture as peer
 
 from protea.distributions.bernoulli import Bernoulli
@@ -17,11 +18,15 @@ from protea.distributions.gaussian import Gaussian
 from protea.distributions.priors import NormalInverseWishart, conjugate
 from protea.distributions.student_t import StudentT
 from protea.errors import ConfigError, DataError
-from protea.models.classical.gmm import GaussianMixture
+from protea.models.classical.gmm import ENTRY, GaussianMixture, GMMConfig
 from protea.models.classical.mixture import Mixture
 from protea.models.classical.selection import choose, climb
+from protea.models.lifted import LiftedDensity
 from protea.rng import Streams
 from protea.space import Rows
+from protea.spaces import Vector
+from protea.training.budget import Budget
+from protea.training.fit import fit
 
 
 def rows(x: np.ndarray | torch.Tensor, y: torch.Tensor | None = None) -> Rows:
@@ -169,6 +174,29 @@ def test_rows_and_columns_of_which_nothing_is_known():
     climb(model, rows(wide), 10)
     assert torch.allclose(model.means[0, :, 2], torch.zeros(2).double()) and model.scale.isfinite().all()
     assert float(model.kind.dense(model.scale, 2, 3)[:, 2, 2].sub(1).abs().max()) < 0.2
+
+
+def test_unknown_entries_through_a_space():
+    """One Gaussian fitted in standardised units: log p(x_o) of rows is scipy's, in the user's units."""
+    x = Streams(0, 300).normal(2, dtype=torch.float64) * torch.tensor([1.0, 5.0]) + torch.tensor([3.0, 100.0])
+    x[:, 1] += 4 * x[:, 0]
+    x[::5, 1] = float("nan")
+    x[3] = float("nan")
+    data = Rows(x, None, torch.arange(300))
+    lifted = ENTRY.build(Vector(("a", "b")), GMMConfig(k=1))
+    lifted.initialise(data)
+    fit(lifted, data, None, budget=Budget(epochs=40), judge=None, progress=None)
+    assert isinstance(lifted, LiftedDensity) and isinstance(lifted.inner, GaussianMixture)
+    std, mean = lifted.relaxation.std.numpy(), lifted.relaxation.mean.numpy()  # type: ignore[union-attr]
+    mu = lifted.inner.means[0, 0].numpy() * std + mean
+    sigma = lifted.inner.family.covariances[0].numpy() * np.outer(std, std)
+    got = lifted.log_prob(x).numpy()
+    want = []
+    for row in x.numpy():
+        o = ~np.isnan(row)
+        want.append(stats.multivariate_normal(mu[o], sigma[np.ix_(o, o)]).logpdf(row[o]) if o.any() else 0.0)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert sigma[0, 1] > 2 and lifted.sample(3).isfinite().all()
 
 
 def test_more_members_than_rows():

@@ -29,7 +29,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Standardise(Relaxation):
-    """v = (x - mean) / std, entry by entry."""
+    """v = (x - mean) / std, entry by entry. NaN (unknown) stays NaN, and adds nothing to the log-volume."""
 
     exact = True
     mean: Tensor
@@ -43,13 +43,18 @@ class Standardise(Relaxation):
 
     def fit(self, x: Tensor) -> None:
         x = x.double()
-        std = x.std(0, correction=0)
-        self.mean.copy_(x.mean(0))
+        known = ~x.isnan()
+        count = known.sum(0).clamp(min=1)
+        self.mean.copy_(torch.where(known, x, 0.0).sum(0) / count)
+        std = (torch.where(known, x - self.mean, 0.0).square().sum(0) / count).sqrt()
         self.std.copy_(torch.where(std > 1e-12 * (1 + self.mean.abs()), std, torch.ones_like(std)))
 
     def lift(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
         v = (x.double() - self.mean) / self.std
-        return v.float(), self.std.log().sum().expand(len(x))
+        log_q = self.std.log()
+        if bool(v.isnan().any()):
+            return v.float(), torch.where(v.isnan(), 0.0, log_q).flatten(1).sum(1)
+        return v.float(), log_q.sum().expand(len(x))
 
     def lower(self, v: Tensor) -> Tensor:
         return v.double() * self.std + self.mean
