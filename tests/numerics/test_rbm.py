@@ -13,7 +13,7 @@ from torch import Tensor
 
 from protea.errors import ConfigError, DataError, NotSupported
 from protea.models.boltzmann.rbm import RBM
-from protea.models.boltzmann.units import Binomial, Gaussian, Units
+from protea.models.boltzmann.units import Binomial, Gaussian, Levels, Units
 from protea.objectives.contrastive_divergence import DataChains
 from protea.rng import Streams
 
@@ -58,6 +58,31 @@ def test_free_energy_and_partition_by_enumeration(trials: int) -> None:
     assert float(model.normalised().log_prob(v).exp().sum().detach()) == pytest.approx(1, abs=1e-11)
     posterior = (log_joint - torch.logsumexp(log_joint, 1, keepdim=True)).exp() @ h
     assert torch.allclose(model.hidden(v), posterior, rtol=0, atol=1e-11)
+
+
+def test_levels_by_enumeration() -> None:
+    """A weight for each level of a pixel: binary visible units of which one in each group is on."""
+    units = Levels(3, 4, levels=3)
+    model = RBM((3,), units, dtype=torch.float64).double()
+    for i, p in enumerate(model.parameters()):
+        with torch.no_grad():
+            p.copy_(0.8 * Streams(i, p.numel()).normal(1, dtype=torch.float64).reshape(p.shape))
+    v, h = every(3, 3), every(4)
+    hot = torch.nn.functional.one_hot(v.long(), 3).double().flatten(1)
+    log_f = (hot @ units.bias)[:, None] + (h @ model.bias)[None] + hot @ units.weight @ h.T
+    assert torch.allclose(model.energy(v), -torch.logsumexp(log_f, 1), rtol=0, atol=1e-11)
+    log_z = model.exact_log_partition()
+    assert float((log_z - torch.logsumexp(log_f.flatten(), 0)).detach()) == pytest.approx(0, abs=1e-11)
+    found = model.machine.estimate(0, chains=400, steps=200)
+    assert abs(found.value - float(log_z.detach())) < 4 * found.error < 0.4
+    x = v[[1, 5, 20]]
+    want = torch.autograd.grad(-model.energy(x).sum(), list(model.parameters()))
+    plus = model.machine.statistics(model.infer(x, None, Streams(0, 3)))
+    for (name, _), g in zip(model.named_parameters(), want):
+        assert torch.allclose(plus[name], g, rtol=0, atol=1e-10), name
+    p = (-model.energy(v) - log_z).exp().detach()
+    code = (model.sample(2048).double() @ torch.tensor([9.0, 3, 1]).double()).long()
+    assert stats.chisquare(torch.bincount(code, minlength=27).numpy(), (p * 2048).numpy()).pvalue > 1e-4
 
 
 def test_the_visible_side_is_summed_where_it_is_smaller() -> None:

@@ -11,39 +11,42 @@ from protea.models.boltzmann.boltzmann import Boltzmann, Learning
 from protea.models.boltzmann.dbm import DBM
 from protea.models.boltzmann.full import BoltzmannMachine
 from protea.models.boltzmann.rbm import RBM
-from protea.models.boltzmann.units import Binomial, Gaussian, Units
+from protea.models.boltzmann.units import Binomial, Gaussian, Levels, Units
 from protea.models.entry import Entry
 from protea.models.estimated import LiftedEstimate
 from protea.space import Rows, Space
 from protea.transforms.relaxations import relaxation_for
 
-MOST_LEVELS = 32  # of pixels with binomial units; finer ones are dequantised and Gaussian
+MOST_LEVELS = 32  # of pixels with a weight for each; finer ones are dequantised and Gaussian
 
 
 def levels(space: Space) -> int | None:
     """Levels of every entry of the space, where all are bounded whole numbers of equally many; else None."""
-    found = {f.levels if (f.kind == "grid" and f.step == 1 and math.isinf(f.low)) or f.kind == "category" else 0
-             for f in space.fields if not f.missing} | {0 for f in space.fields if f.missing}  # fmt: skip
+    found = set()
+    for f in space.fields:
+        whole = f.kind == "category" or (f.kind == "grid" and f.step == 1 and math.isinf(f.low))
+        found.add(f.levels if whole and not f.missing else 0)
     only = found.pop() if len(found) == 1 else 0
-    ordered = space.kind == "image" or only == 2  # codes of many categories have no order
-    return only if 2 <= only <= MOST_LEVELS and ordered else None
+    return only if 2 <= only <= MOST_LEVELS else None
 
 
 def visible_units(space: Space, hidden: int, kind: str = "auto") -> tuple[Units, bool]:
     """Visible units for a space, and whether they see its own units (or those of its relaxation).
 
     Raises:
-        ConfigError: binomial units for data that are not whole numbers of few levels.
+        ConfigError: binomial units or those of levels for data that are not whole numbers of few levels.
     """
-    n = levels(space)
-    if kind not in ("auto", "binomial", "gaussian"):
-        raise ConfigError(f"visible is {kind!r}.", 'Choose "auto", "binomial" or "gaussian".')
-    if kind == "binomial" and n is None:
+    n, size = levels(space), math.prod(space.event)
+    if kind not in ("auto", "binomial", "levels", "gaussian"):
+        raise ConfigError(f"visible is {kind!r}.", 'Choose "auto", "binomial", "levels" or "gaussian".')
+    if kind in ("binomial", "levels") and n is None:
         raise ConfigError(f"This {space.kind} space is not made of whole numbers of at most {MOST_LEVELS} levels.",
                           'Choose visible="gaussian".')  # fmt: skip
-    if n is not None and kind != "gaussian":
-        return Binomial(math.prod(space.event), hidden, n - 1), True
-    return Gaussian(math.prod(relaxation_for(space).event), hidden), False
+    if n is None or kind == "gaussian":
+        return Gaussian(math.prod(relaxation_for(space).event), hidden), False
+    if kind == "binomial" or (kind == "auto" and n == 2):
+        return Binomial(size, hidden, n - 1), True
+    return Levels(size, hidden, n), True
 
 
 def placed(space: Space, model: Boltzmann, native: bool) -> Model:
@@ -64,7 +67,7 @@ class RBMConfig:
 
     Args:
         hidden: binary hidden units.
-        visible: "binomial" (binary for two levels), "gaussian", or "auto" by the space.
+        visible: "binomial" (binary for two levels), "levels", "gaussian", or "auto" by the space.
         negative: where the negative phase comes from: "pcd", "cd" or "tempering".
         k: Gibbs sweeps a step of the negative phase.
         chains: persistent chains.

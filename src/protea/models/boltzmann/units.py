@@ -1,14 +1,15 @@
-r"""Layers of units that are independent given the layer h they are coupled to: binomial, Gaussian, one of C.
+r"""Layers of units that are independent given the layer h they are coupled to: binomial, Gaussian, levels, labels.
 
     -E(u, h) = log m(u) + s(u) . (b + W h) - 1/2 lambda u^2,        p(u | h) of the exponential family
 
                  s(u)        log m(u)        log sum_u exp(...)                        p(u | h)
     Binomial     u           log C(n, u)     sum_i n log(1 + exp(b + W h))             Binomial(n, sigma(b + W h))
     Gaussian     u/sigma^2   0               sum_i (b + W h)^2 / 2 sigma^2 + ...       N(b + W h, sigma^2)
+    Levels       one-hot u_i 0               sum_i log sum_l exp(b_il + (W h)_il)      Categorical(softmax_l(b + W h))
     Softmax      one-hot u   0               log sum_c exp(b + W h)                    Categorical(softmax(b + W h))
 
 Binomial units of n = 1 are the usual binary ones; of n = L - 1 they give grey levels 0 .. L-1 an exact probability
-(the rate-coded units of Teh & Hinton 2001). Gaussian units have learnt variances, log sigma^2 being the parameter
+of one narrow shape (the rate-coded units of Teh & Hinton 2001), where `Levels` can take any. Gaussian units have learnt variances, log sigma^2 being the parameter
 (Cho, Ilin & Raiko 2011, "Improved learning of Gaussian-Bernoulli restricted Boltzmann machines").
 
 At inverse temperature beta the energy is (1 - beta) E_base(u) + beta E(u, h), with the base the independent marginals
@@ -36,20 +37,30 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0)
 
 
+def _check_levels(u: Tensor, most: int) -> None:
+    wrong = ~((u >= 0) & (u <= most) & (u == u.round()))
+    if bool(wrong.any()):
+        row, place = (int(i) for i in wrong.nonzero()[0])
+        raise DataError(
+            f"Row {row}, unit {place} is {float(u[row, place]):g}; units take whole numbers 0 .. {most}.",
+            "Binarise the data (Image of levels=2), or use Gaussian units.",
+        )
+
+
 class Units(nn.Module, ABC):
     """One layer of `size` units coupled by `weight` (size, centre) to a layer of `centre` units."""
 
     base: Tensor  # natural parameters of the base distribution, (size,)
 
-    def __init__(self, size: int, centre: int) -> None:
+    def __init__(self, size: int, centre: int, each: int = 1) -> None:
         super().__init__()
         if size < 1 or centre < 1:
             raise ConfigError(f"A Boltzmann machine with layers of {size} and {centre} units has nothing to couple.",
                               "Give every layer at least one unit.")  # fmt: skip
         self.size = size
-        self.weight = nn.Parameter(SPREAD * Streams(0, size).normal(centre))
-        self.bias = nn.Parameter(torch.zeros(size))
-        self.register_buffer("base", torch.zeros(size))
+        self.weight = nn.Parameter(SPREAD * Streams(0, size * each).normal(centre))
+        self.bias = nn.Parameter(torch.zeros(size * each))
+        self.register_buffer("base", torch.zeros(size * each))
 
     def pull(self, h: Tensor) -> Tensor:
         """W h, what the centre (B, centre) asks of these units, (B, size)."""
@@ -90,7 +101,7 @@ class Units(nn.Module, ABC):
     def redraw(self, seed: int, tag: str) -> None:
         """New small random weights."""
         with torch.no_grad():
-            self.weight.copy_(SPREAD * Streams(fold(seed, tag), self.size).normal(self.weight.shape[1]))
+            self.weight.copy_(SPREAD * Streams(fold(seed, tag), len(self.weight)).normal(self.weight.shape[1]))
 
 
 class Binomial(Units):
@@ -136,13 +147,7 @@ class Binomial(Units):
         return (torch.lgamma(n + 1) - torch.lgamma(u + 1) - torch.lgamma(n - u + 1)).sum(1)
 
     def check(self, u: Tensor) -> None:
-        wrong = ~((u >= 0) & (u <= self.trials) & (u == u.round()))
-        if bool(wrong.any()):
-            row, place = (int(i) for i in wrong.nonzero()[0])
-            raise DataError(
-                f"Row {row}, unit {place} is {float(u[row, place]):g}; units take whole numbers 0 .. {self.trials}.",
-                "Binarise the data (Image of levels=2), or use Gaussian units.",
-            )
+        _check_levels(u, self.trials)
 
     def fit_base(self, u: Tensor) -> None:
         mean = (u.double().sum(0) + 0.5 * self.trials) / (len(u) + 1) / self.trials  # Lidstone: no unit is certain
@@ -213,6 +218,62 @@ class Gaussian(Units):
         rest = 0.5 * u - self.bias - self.pull(h)
         found = {"weight": seen.T @ (weight[:, None] * h), "bias": weight @ seen}
         return {**found, "log_variance": weight @ (seen * rest)}
+
+
+class Levels(Units):
+    """u_i in 0 .. levels-1 with a weight for each level: u_i | h ~ Categorical(softmax_l(b_il + (W h)_il)).
+
+    The visible units of Salakhutdinov, Mnih & Hinton 2007, "Restricted Boltzmann machines for collaborative
+    filtering": any distribution of a pixel's levels, where binomial units know one shape only. Without couplings it is
+    the data's own marginals. `weight` is (size * levels, centre).
+
+    >>> units = Levels(3, 2, levels=5)
+    >>> units.draw(units.pull(torch.ones(4, 2)), Streams(0, 4)).shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(self, size: int, centre: int, levels: int) -> None:
+        if levels < 2:
+            raise ConfigError(f"Units of {levels} levels are constant.", "Give at least two.")
+        super().__init__(size, centre, levels)
+        self.levels = levels
+
+    def one_hot(self, u: Tensor) -> Tensor:
+        """(B, size * levels)."""
+        return F.one_hot(u.long(), self.levels).to(self.weight.dtype).flatten(1)
+
+    def logits(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        """(B, size, levels)."""
+        return (self.base + beta * (self.bias - self.base + pull)).reshape(-1, self.size, self.levels)
+
+    def push(self, u: Tensor) -> Tensor:
+        return self.one_hot(u) @ self.weight
+
+    def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
+        return torch.logsumexp(self.logits(pull, beta), 2)
+
+    def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
+        below = self.logits(pull, beta).softmax(2).cumsum(2)[..., :-1]
+        return (rng.coins(self.size).to(below.device)[..., None] >= below).sum(2).to(pull.dtype)
+
+    def mean(self, pull: Tensor) -> Tensor:
+        p = self.logits(pull).softmax(2)
+        return p @ torch.arange(self.levels, device=p.device).to(p)
+
+    def own(self, u: Tensor, beta: Beta = 1.0) -> Tensor:
+        return self.one_hot(u) @ (self.base + beta * (self.bias - self.base))
+
+    def check(self, u: Tensor) -> None:
+        _check_levels(u, self.levels - 1)
+
+    def fit_base(self, u: Tensor) -> None:
+        counts = F.one_hot(u.long(), self.levels).sum(0).double() + 1.0
+        with torch.no_grad():
+            self.base.copy_((counts / counts.sum(1, keepdim=True)).log().flatten())
+            self.bias.copy_(self.base)
+
+    def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        return super().statistics(self.one_hot(u), h, weight)
 
 
 class Softmax(Units):
