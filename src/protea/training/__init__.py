@@ -5,7 +5,19 @@ from protea.training.defaults import default_learner
 from protea.training.em import EM
 from protea.training.fit import FitResult, fit
 from protea.training.gradient import Gradient
+from protea.training.online_em import OnlineEM
 from protea.training.run import load_model
 from protea.training.runs import fit_run, resume_run
 
-__all__ = ["EM", "Budget", "FitResult", "Gradient", "default_learner", "fit", "fit_run", "load_model", "resume_run"]
+__all__ = [
+    "EM",
+    "Budget",
+    "FitResult",
+    "Gradient",
+    "OnlineEM",
+    "default_learner",
+    "fit",
+    "fit_run",
+    "load_model",
+    "resume_run",
+]
