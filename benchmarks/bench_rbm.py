@@ -1,6 +1,6 @@
 """One epoch of a restricted Boltzmann machine by PCD-1 against scikit-learn's: 784 visible, 256 hidden units, batches
 of 100, float32, binarised digits (10,000 of MNIST where the development data are there, else scikit-learn's digits
-tiled to the same shape). Then both learn the same number of epochs and are scored by scikit-learn's own pseudo-likelihood.
+tiled to the same shape). Then both learn as many epochs and are scored by scikit-learn's own pseudo-likelihood.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ r"""Layers of units that are independent given the layer h they are coupled to: 
     Levels       one-hot u_i 0               sum_i log sum_l exp(b_il + (W h)_il)      Categorical(softmax_l(b + W h))
     Softmax      one-hot u   0               log sum_c exp(b + W h)                    Categorical(softmax(b + W h))
 
-Binomial units of n = 1 are the usual binary ones; of n = L - 1 they give grey levels 0 .. L-1 an exact probability
-of one narrow shape (the rate-coded units of Teh & Hinton 2001), where `Levels` can take any. Gaussian units have learnt variances, log sigma^2 being the parameter
-(Cho, Ilin & Raiko 2011, "Improved learning of Gaussian-Bernoulli restricted Boltzmann machines").
+Binomial units of n = 1 are the usual binary ones; of n = L - 1 they give grey levels 0 .. L-1 an exact probability of
+one narrow shape (the rate-coded units of Teh & Hinton 2001), where `Levels` can take any. Gaussian units have learnt
+variances, log sigma^2 being the parameter (Cho, Ilin & Raiko 2011, "Improved learning of Gaussian-Bernoulli restricted
+Boltzmann machines").
 
 At inverse temperature beta the energy is (1 - beta) E_base(u) + beta E(u, h), with the base the independent marginals
 of the data: the path of annealed importance sampling, tempering and annealed draws. beta is a number or (B, 1).
