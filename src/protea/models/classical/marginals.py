@@ -3,8 +3,8 @@ r"""Independent marginals: the floor that every other model has to beat, with an
     p(x | y) = prod_f p_f(x_f | y),        p(x) = sum_y p(y) p(x | y)
 
 Every field f is a histogram, learnt by counting with Lidstone's pseudo-count (`distributions/histogram.py` says what a
-bin is): mass = (count + alpha) / (total + alpha * bins). With labels there is one histogram a class, which is a naive Bayes
-classifier. Lidstone 1920; Scott 1992, "Multivariate density estimation".
+bin is): mass = (count + alpha) / (total + alpha * bins). With labels there is one histogram a class, which is a naive
+Bayes classifier. Lidstone 1920; Scott 1992, "Multivariate density estimation".
 """
 
 from __future__ import annotations
