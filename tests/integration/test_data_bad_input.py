@@ -75,7 +75,7 @@ ARRAYS = {
     "keys": (npz(foo=X), r"none of the keys x.*foo \(20, 4, 4\)"),
     "rank": (npz(x=np.zeros((20, 3, 4, 4, 4), np.uint8)), "neither images nor points"),
     "channels": (npz(x=np.zeros((20, 9, 9, 9), np.uint8)), "no axis is a number of channels"),
-    "floats": (npz(x=np.zeros((20, 3, 4))), "neither images nor points"),
+    "floats": (npz(x=np.zeros((20, 3, 4, 5))), "neither images nor points"),
     "text": (npz(x=np.array(["a", "b"])), "not numbers"),
     "none": (npz(x=np.zeros((0, 4))), "is empty"),
     "labels": (npz(x=X, y=np.zeros(7, int)), r"labels of shape \(7,\)"),
