@@ -287,8 +287,8 @@ class BaseHMM(BaseEstimator):
     def _check(self) -> None:
         """Validate the parameters."""
         k = self.n_components
-        self.startprob_, self.transmat_ = np.asarray(self.startprob_), np.asarray(self.transmat_)
         for name, shape in (("startprob_", (k,)), ("transmat_", (k, k))):
+            setattr(self, name, np.asarray(getattr(self, name)))
             self._check_distribution(name, shape)
 
     def _check_distribution(self, name: str, shape: tuple[int, ...]) -> None:

@@ -53,7 +53,10 @@ class BaseNB(ClassifierMixin, BaseEstimator, ABC):
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """log p(y | x), (rows, classes)."""
-        return array(torch.log_softmax(self._scored(X), 1), self._dtype(X))
+        joint = self._scored(X)
+        top = joint.amax(1, keepdim=True).clamp(min=-1e300)  # so that float32 rounds differences, not sums
+        rest = torch.from_numpy(array(joint - top, self._dtype(X)))
+        return array(torch.log_softmax(rest, 1), self._dtype(X))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """p(y | x), (rows, classes)."""
@@ -61,7 +64,8 @@ class BaseNB(ClassifierMixin, BaseEstimator, ABC):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of every row."""
-        return self.classes_[array(self._scored(X).argmax(1), np.int64)]
+        best = array(self._scored(X).argmax(1), np.int64)
+        return self.classes_[best]
 
     def _dtype(self, X: Any) -> Any:
         return np.float64
