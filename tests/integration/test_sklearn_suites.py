@@ -59,25 +59,25 @@ SKIPPED = {
         "test_suffstat_sk|test_compute_log_det_cholesky|test_gaussian_mixture_log_probabilities":
             "of scikit-learn's private functions alone",
         "test_gaussian_mixture_precisions_init\\[": f"{PRIVATE}: _initialize, _set_parameters; "
-            "test_sklearn_parity.py tests the same through fit",
+            "tests/parity/test_sklearn_adapter.py tests the same through fit",
         "test_gaussian_mixture_all_init_does_not_estimate": f"{PRIVATE}: counts calls of _estimate_gaussian_parameters",
-        "test_gaussian_mixture_setting_best_params": "a component left with one row has variance 0 up to rounding, which is "
-            "positive by chance in scikit-learn and negative in ours; both raise the same error where it is not positive",
+        "test_gaussian_mixture_setting_best_params": "a component of one row has variance 0 up to "
+            "rounding: positive in scikit-learn, negative in ours, by chance; both raise the same error where negative",
     },
     "sklearn.mixture.tests.test_mixture": {"estimator1": "of BayesianGaussianMixture, which has no adapter"},
     "sklearn.neural_network.tests.test_rbm": {
         "test_fit_gibbs": "two weights that one stream of numpy's random numbers gives; Protea draws from its own",
-        "test_convergence_dtype_consistency": "asks 1e-5 of float32 sums near zero; ours differ by 4e-7 where values are 0.7",
+        "test_convergence_dtype_consistency": "asks 1e-5 of float32 sums near 0; ours are 4e-7 off, of values to 0.7",
     },
     "hmmlearn.tests.test_base": {
         "test_do_": "of hmmlearn's compiled functions alone",
         "test_score_samples|test_generate_samples|test_decode": HOOK,
     },
     "hmmlearn.tests.test_gaussian_hmm": {
-        "test_underflow_from_scaling\\[scaling\\]": "asks for an error where hmmlearn's scaling underflows; ours does not",
+        "test_underflow_from_scaling\\[scaling\\]": "asks for an error where scaling underflows; ours does not",
     },
     "hmmlearn.tests.test_gmm_hmm": {
-        "test_score_samples_and_decode|test_sample|test_fit\\[": "expected to fail in hmmlearn too: sets gmms_, long gone",
+        "test_score_samples_and_decode|test_sample|test_fit\\[": "fails in hmmlearn too: sets gmms_, long gone",
     },
 }  # fmt: skip
 

@@ -242,9 +242,14 @@ class PoissonHMM(BaseHMM):
         self.lambdas_prior = lambdas_prior
         self.lambdas_weight = lambdas_weight
 
+    def _check_and_set_n_features(self, X: np.ndarray) -> None:
+        super()._check_and_set_n_features(X)
+        if (X < 0).any() or (np.round(X) != X).any():
+            raise InputError(f"{X[(X < 0) | (np.round(X) != X)][0]} is not a count.",
+                             "Poisson emissions are whole numbers from 0.")  # fmt: skip
+
     def _observations(self, X: np.ndarray) -> Tensor:
-        if (X < 0).any():
-            raise InputError(f"{X.min()} is not a count.", "Poisson emissions are whole numbers from 0.")
+        self._check_and_set_n_features(X)
         return tensor(X)
 
     def _init(self, X: np.ndarray, lengths: Any = None) -> None:
@@ -253,7 +258,8 @@ class PoissonHMM(BaseHMM):
         mean, var = X.mean(), X.var()
         if self._needs_init("l", "lambdas_"):  # the method of moments
             shape = (self.n_components, self.n_features)
-            self.lambdas_ = self.random_state.gamma(shape=mean**2 / var, scale=var / mean, size=shape)
+            same = np.full(shape, max(mean, 1e-3))
+            self.lambdas_ = self.random_state.gamma(mean**2 / var, var / mean, size=shape) if var > 0 else same
 
     def _check(self) -> None:
         super()._check()

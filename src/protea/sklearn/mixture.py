@@ -219,13 +219,13 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def _start(self, X: np.ndarray, x: Tensor, state: np.random.RandomState) -> gmm.GaussianMixture:
         """An M-step from the responsibilities of a start, then what the user gave."""
         model = self._model(x.shape[1])
-        model.family.origin.copy_(x.mean(0))
         given = (self.weights_init, self.means_init, self.precisions_init)
         if any(part is None for part in given):
             r = tensor(self._responsibilities(X, state))
-            own = model.family.expect(x, r)
+            own = self._counted(model.family, x, r)
             self._ridge(model.family, own)
             model.family.maximise(own)
+            model.family.origin.copy_(x.mean(0))
             model.log_weights.copy_((r.sum(0) / len(x)).log())
         if self.weights_init is not None:
             model.log_weights.copy_(tensor(self.weights_init).log())
@@ -235,6 +235,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             precision = tensor(self.precisions_init)
             model.family.covariances = torch.linalg.inv(precision) if model.family.dense else 1 / precision
         return model
+
+    def _counted(self, family: Gaussian, x: Tensor, r: Tensor) -> Stats:
+        """The statistics of a start. A tied covariance counts all rows, even where responsibilities name few, and about
+        0: as scikit-learn's does."""
+        if family.kind.name != "tied":
+            family.origin.copy_(x.mean(0))
+            return family.expect(x, r)
+        family.origin.zero_()
+        own = family.expect(x, r)
+        every = r.new_zeros(r.shape)
+        every[:, 0] = 1.0
+        return own | {"s2": family.expect(x, every)["s2"]} if bool((r.sum(1) < 0.5).any()) else own
 
     def _responsibilities(self, X: np.ndarray, state: np.random.RandomState) -> np.ndarray:
         """(n, k), by the same draws of the random state as scikit-learn's."""

@@ -76,9 +76,9 @@ class GaussianNB(BaseNB):
                              f"{self.classes_}.", "Name all classes in the first call.")  # fmt: skip
         x, r = tensor(X), self._weights(X, y, sample_weight)
         epsilon = self.var_smoothing * float(x.var(0, correction=0).max())
-        n, theta, var = self._moments(x, r, 0.0 if first else epsilon)
+        n, theta, var = self._moments(x, r, epsilon, 0.0 if first else epsilon)
         self.epsilon_ = dtype(epsilon)
-        self.class_count_, self.theta_, self.var_ = array(n, dtype), array(theta, dtype), array(var + epsilon, dtype)
+        self.class_count_, self.theta_, self.var_ = array(n, dtype), array(theta, dtype), array(var, dtype)
         if self.priors is None:
             with np.errstate(invalid="ignore"):
                 self.class_prior_ = self.class_count_ / self.class_count_.sum()
@@ -97,21 +97,23 @@ class GaussianNB(BaseNB):
             raise InputError("Priors must be non-negative.", "")
         return priors
 
-    def _moments(self, x: Tensor, r: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Counts, means and variances of the rows and of what was learnt before, whose variances hold `epsilon`.
+    def _moments(self, x: Tensor, r: Tensor, epsilon: float, held: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts, means and variances + epsilon of the rows and of what was learnt before, less `held`.
 
         Each class is counted about its own mean of these rows, so that no digits are lost.
         """
         family = Gaussian(r.shape[1], (x.shape[1],), "diag", floor=TINY)
-        family.scale.zero_()  # of a class without rows
-        count, before = tensor(self.class_count_), tensor(self.var_) - epsilon
+        family.scale.fill_(epsilon**0.5)  # of a class without rows
+        count, before = tensor(self.class_count_), tensor(self.var_) - held
         sums = r.T @ x
         n = r.sum(0)
         about = torch.where(n[:, None] > 0, sums / n.clamp(min=TINY)[:, None], tensor(self.theta_))
         stats = family.expect(x - about[(r > 0).double().argmax(1)], r)
         shift = tensor(self.theta_) - about
         past = {"n": count, "w": count, "s1": count[:, None] * shift, "s2": count[:, None] * (before + shift.square())}
-        family.maximise({name: value + past[name] for name, value in stats.items()})
+        stats = {name: value + past[name] for name, value in stats.items()}
+        stats["s2"] = stats["s2"] + epsilon * stats["n"][:, None]
+        family.maximise(stats)
         var = torch.where(family.covariances > 2 * TINY, family.covariances, 0.0)
         return n + count, about + family.means, var
 
