@@ -7,6 +7,8 @@ written at the end by the profiler: the time of one iteration's largest operatio
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,6 +52,8 @@ def ours_of(kind: str, start: tuple[np.ndarray, ...], precision: torch.dtype) ->
         family.covariances = torch.from_numpy(start[3])
     else:
         family.probabilities = torch.from_numpy(start[2])[:, None]
+    if precision == torch.float32:
+        model.emission.float()
     return model
 
 
@@ -57,54 +61,63 @@ def pomegranate_of(start: tuple[np.ndarray, ...]):
     from pomegranate.distributions import Normal
     from pomegranate.hmm import DenseHMM
 
-    emissions = [Normal(torch.from_numpy(m), torch.from_numpy(c), covariance_type="diag") for m, c in zip(*start[2:])]
-    return DenseHMM(emissions, torch.from_numpy(start[1]), torch.from_numpy(start[0]))
+    pi, a, means, covs = (torch.from_numpy(v).float() for v in start)
+    emissions = [Normal(m, c, covariance_type="diag") for m, c in zip(means, covs)]
+    return DenseHMM(emissions, a, pi)
+
+
+def of_kind(kind: str, rng: np.random.Generator) -> list[dict]:
+    pi, a = stochastic(rng, K), stochastic(rng, K, K)
+    if kind == "gaussian":
+        start = (pi, a, 2 * rng.normal(size=(K, D)), rng.random((K, D)) + 0.5)
+        flat = rng.normal(size=(B * T, D)) + 2 * rng.normal(size=(K, D))[rng.integers(K, size=B * T)]
+        x = torch.from_numpy(flat).view(B, T, D)
+    else:
+        start = (pi, a, stochastic(rng, K, V))
+        flat = rng.integers(V, size=(B * T, 1))
+        x = torch.from_numpy(flat).view(B, T)
+    lengths, rows = [T] * B, []
+    log, scaling = (peers(kind, start, name) for name in ("log", "scaling"))
+    double, single = (ours_of(kind, start, p) for p in (torch.float64, torch.float32))
+    gap = abs(float(double.log_prob(x).sum()) / log.score(flat, lengths) - 1)
+    assert gap < 1e-10, f"likelihoods differ by {gap:g}"
+
+    def step(model: HiddenMarkov) -> Callable[[], None]:
+        return lambda: model.maximise(model.expect(x))
+
+    for name, model, peer in (
+        ("float64, hmmlearn log", double, log), ("float64, hmmlearn scaling", double, scaling),
+        ("float32, hmmlearn log", single, log),
+    ):  # fmt: skip
+        fit = partial(peer.fit, flat, lengths)
+        rows.append(compare(f"{kind}: EM iteration, {name}", step(model), fit, rounds=5))
+    score, path = partial(log.score, flat, lengths), partial(log.decode, flat, lengths)
+    rows.append(compare(f"{kind}: score, hmmlearn log", lambda: double.log_prob(x), score, rounds=5))
+    rows.append(compare(f"{kind}: Viterbi, hmmlearn", lambda: double.decode(x), path, rounds=5))
+    if kind == "gaussian":
+        try:
+            peer = pomegranate_of(start)
+            peer.summarize(x.float()[:2])
+        except Exception as reason:  # an installed but broken peer must not stop the others
+            print(f"pomegranate is left out: {reason}")
+        else:
+            peer = pomegranate_of(start)
+
+            def summarised() -> None:
+                peer.summarize(x.float())
+                peer.from_summaries()
+
+            rows.append(compare("gaussian: EM iteration, pomegranate (float32)", step(double), summarised, rounds=3))
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            step(double)()
+        print(trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=30))
+    return rows
 
 
 def main() -> None:
     logging.getLogger("hmmlearn").setLevel(logging.ERROR)
     rng = np.random.default_rng(0)
-    rows = []
-    for kind in ("gaussian", "categorical"):
-        pi, a = stochastic(rng, K), stochastic(rng, K, K)
-        if kind == "gaussian":
-            start = (pi, a, 2 * rng.normal(size=(K, D)), rng.random((K, D)) + 0.5)
-            flat = rng.normal(size=(B * T, D)) + 2 * rng.normal(size=(K, D))[rng.integers(K, size=B * T)]
-            x = torch.from_numpy(flat).view(B, T, D)
-        else:
-            start = (pi, a, stochastic(rng, K, V))
-            flat = rng.integers(V, size=(B * T, 1))
-            x = torch.from_numpy(flat).view(B, T)
-        lengths = [T] * B
-        log, scaling = (peers(kind, start, name) for name in ("log", "scaling"))
-        double, single = (ours_of(kind, start, p) for p in (torch.float64, torch.float32))
-        gap = abs(float(double.log_prob(x).sum()) / log.score(flat, lengths) - 1)
-        assert gap < 1e-10, f"likelihoods differ by {gap:g}"
-
-        def step(model: HiddenMarkov, x=x) -> None:
-            model.maximise(model.expect(x))
-
-        for name, model, peer in (
-            ("float64, hmmlearn log", double, log), ("float64, hmmlearn scaling", double, scaling),
-            ("float32 scan, hmmlearn log", single, log),
-        ):  # fmt: skip
-            rows.append(compare(f"{kind}: EM iteration, {name}", lambda m=model, s=step: s(m),
-                                lambda p=peer: p.fit(flat, lengths), rounds=5))  # fmt: skip
-        rows.append(compare(f"{kind}: score, hmmlearn log", lambda: double.log_prob(x),
-                            lambda: log.score(flat, lengths), rounds=5))  # fmt: skip
-        rows.append(compare(f"{kind}: Viterbi, hmmlearn", lambda: double.decode(x),
-                            lambda: log.decode(flat, lengths), rounds=5))  # fmt: skip
-        if kind == "gaussian":
-            try:
-                peer = pomegranate_of(start)
-            except Exception as reason:  # an installed but broken peer must not stop the others
-                print(f"pomegranate is left out: {reason}")
-            else:
-                rows.append(compare("gaussian: EM iteration, pomegranate", lambda m=double, s=step: s(m),
-                                    lambda: (peer.summarize(x), peer.from_summaries()), rounds=3))  # fmt: skip
-            with profile(activities=[ProfilerActivity.CPU]) as trace:
-                step(double)
-            print(trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=30))
+    rows = [row for kind in ("gaussian", "categorical") for row in of_kind(kind, rng)]
     one = torch.randint(V, (1, 100_000))
     model = HiddenMarkov(Categorical(4, V), Chain(ergodic(4)), 100_000)
     peer = peers("categorical", (stochastic(rng, K), stochastic(rng, K, K), stochastic(rng, K, V)), "log")

@@ -39,7 +39,9 @@ def main(path: str) -> None:
         name = f"{row.high:.0f} °C, {row.rain:.0f} mm" if row.rain >= 0.5 else f"{row.high:.0f} °C, dry"
         axis.scatter(frame.date[mine], frame.temp_max[mine], s=7, color=colours[order[k]], label=name)
     axis.set_ylabel("highest temperature, °C")
-    axis.legend(title="state: mean high, rain a day", fontsize=7, title_fontsize=7, ncols=2, loc="lower center")
+    axis.legend(
+        title="state: mean high, rain a day", fontsize=7, title_fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig("docs/images/hmm-weather.png", dpi=90)

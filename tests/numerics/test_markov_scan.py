@@ -37,7 +37,7 @@ def test_every_path_is_summed(end: bool, evidence):
     log_b = steps(packed, 3, 1.5)
     padded = packed.unpack(log_b)
     got = scan.smooth(log_b, d, packed)
-    path, best = decode.viterbi(log_b, d, packed)
+    path, best = decode.viterbi(log_b.clone(), d, packed)
     filtered = packed.unpack(decode.filtered(log_b, d, packed))
     log_p, gamma = packed.unsort(got.log_prob), packed.unpack(got.gamma)
     path, best = packed.unpack(path, -1), packed.unsort(best)

@@ -12,6 +12,8 @@ p(z_T | x) proportional to alpha_T e, p(z_t | z_{t+1}, x) proportional to alpha_
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from protea.models.markov.packed import Packed
 
 @torch.no_grad()
 def viterbi(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> tuple[Tensor, Tensor]:
-    """The most probable path z (N,) of packed log b (N, K), and log p(x, z) (B,) sorted.
+    """The most probable path z (N,) of packed log b (N, K), which becomes delta, and log p(x, z) (B,) sorted.
 
     A sequence of probability zero has log p = -inf and a path without meaning.
     """
@@ -33,52 +35,27 @@ def viterbi(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> tuple[Tensor, 
         return path, log_p
     log_a = dynamics.transition.log()
     apart, into, log_e = log_a[:, None], log_a.T.contiguous(), dynamics.factor(log_b[:n]).log()
-    reach = log_b.new_empty(k, n, k)  # the state left comes first: its maximum is taken across contiguous rows
-    delta = torch.empty_like(log_b)
-    deltas, z = delta.split(packed.active), log_b.new_empty(n, dtype=torch.int64)
+    reach, best = log_b.new_empty(k, n, k), log_b.new_empty(n, k)  # the state left comes first: contiguous maxima
+    deltas, z = log_b.split(packed.active), path.split(packed.active)
     with steps.alone():
-        torch.add(log_b[:n], dynamics.start.log(), out=deltas[0])
-        for before, now, b_t in zip(deltas, deltas[1:], log_b.split(packed.active)[1:]):
-            if len(now) < len(before):
-                before, reach = before[: len(now)], log_b.new_empty(k, len(now), k)
+        deltas[0].add_(dynamics.start.log())
+        for before, now in pairwise(deltas):
+            here = len(now)
+            if here < len(best):
+                before, reach, best = before[:here], log_b.new_empty(k, here, k), best[:here]
             torch.add(before.T[:, :, None], apart, out=reach)
-            torch.amax(reach, 0, out=now)
-            now.add_(b_t)
-        for t in range(len(deltas) - 1, -1, -1):
-            here, going = len(deltas[t]), len(deltas[t + 1]) if t + 1 < len(deltas) else 0
-            if going < here:
-                log_p[going:here], z[going:here] = (deltas[t][going:] + log_e[going:here]).max(1)
+            torch.amax(reach, 0, out=best)
+            now.add_(best)
+        after = z[0][:0]
+        for delta, here in zip(reversed(deltas), reversed(z)):
+            going = len(after)
+            if going < len(here):
+                final = delta[going:] + log_e[going : len(here)]
+                log_p[going : len(here)], here[going:] = final.max(1)
+                delta = delta[:going]
             if going:
-                torch.argmax(into.index_select(0, z[:going]).add_(deltas[t][:going]), 1, out=z[:going])
-            path[packed.offset[t] : packed.offset[t] + here] = z[:here]
-    return path, log_p
-    log_a = dynamics.transition.log()
-    # States come before sequences, so that the maximum over the state left is taken across whole contiguous rows.
-    reach, apart = log_b.new_empty(k, k, n), log_a[:, :, None]
-    deltas: list[Tensor] = []
-    with steps.alone():
-        for t, b_t in enumerate(log_b.split(packed.active)):
-            here = len(b_t)
-            if t == 0:
-                deltas.append((b_t + dynamics.start.log()).T.contiguous())
-                continue
-            before, out = deltas[-1], log_b.new_empty(k, here)
-            if here < before.shape[1]:
-                before, reach = before[:, :here], log_b.new_empty(k, k, here)
-            torch.add(before[:, None], apart, out=reach)
-            torch.amax(reach, 0, out=out)
-            deltas.append(out.add_(b_t.T))
-        log_e = dynamics.factor(log_b[:n]).log().T
-        z = log_b.new_empty(n, dtype=torch.int64)
-        into = log_a.contiguous()
-        for t in range(len(deltas) - 1, -1, -1):
-            here, going = deltas[t].shape[1], deltas[t + 1].shape[1] if t + 1 < len(deltas) else 0
-            if going < here:
-                final = deltas[t][:, going:] + log_e[:, going:here]
-                log_p[going:here], z[going:here] = final.max(0)
-            if going:
-                z[:going] = (deltas[t][:, :going] + into[:, z[:going]]).argmax(0)
-            path[packed.offset[t] : packed.offset[t] + here] = z[:here]
+                torch.argmax(into.index_select(0, after).add_(delta), 1, out=here[:going])
+            after = here
     return path, log_p
 
 

@@ -260,7 +260,7 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         stats["log_prob"] = torch.where(g > 0, g * log_p, 0.0).sum()
         if self.lengths is not None:
             stats["lengths"] = self.lengths.count(packed.lengths, g)
-        dtype = next((p.dtype for p in self.emission.parameters()), torch.float64)
+        dtype = self._emission_dtype()
         for i in self._chunks(rows):
             part = self.emission.expect(rows[i], p.gamma[i].to(dtype))
             for name, value in part.items():
@@ -283,7 +283,12 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
             self.lengths.maximise(stats["lengths"])
 
     def _emitted(self, stats: Stats) -> Stats:
-        return {name.removeprefix("emission/"): v for name, v in stats.items() if name.startswith("emission/")}
+        """The emissions' own statistics, in their precision."""
+        own = {name.removeprefix("emission/"): v for name, v in stats.items() if name.startswith("emission/")}
+        return {name: v.to(self._emission_dtype()) for name, v in own.items()}
+
+    def _emission_dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.emission.parameters()), torch.float64)
 
     def expected(self, stats: Stats) -> Tensor:
         """The expected complete-data log-likelihood of the present parameters, up to a constant."""
