@@ -39,7 +39,7 @@ def test_binarised_mnist(shared_data, evidence) -> None:
         marginal = float(model.visible.own(model.flat(test), 0.0).mean())  # the base: independent pixels
         marginal -= float(torch.nn.functional.softplus(model.visible.base).sum())
     evidence(
-        id="EB-02", system="rbm, 100 hidden, 8 epochs of 9,000 digits", claim="AIS test log-likelihood over the marginals'",
+        id="EB-02", system="rbm, 100 hidden, 8 epochs of digits", claim="AIS test log-likelihood over the marginals'",
         reference=f"independent pixels {marginal:.1f} nats", reached=nats - marginal, tolerance=60, unit="nats",
         at_least=True,
     )  # fmt: skip

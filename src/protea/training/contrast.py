@@ -87,6 +87,8 @@ class Contrast(Learner):
             positive = self.model.positive(stage, batch.x, batch.y, batch.rng.child("positive"))
             negative = self.negative(machine, positive, batch.rng)
             difference = self._difference(machine, positive, negative)
+        if stage == 0 and isinstance(self.negative, PersistentChains):
+            self.model.particles = negative["h"].float()
         rate = self.rate * self.schedule(self.steps, self.horizon)
         square = 0.0
         for name, gradient in difference.items():

@@ -1,8 +1,10 @@
 r"""The part of a Boltzmann machine that its users see: samples, completions, likelihoods; whatever its layers.
 
-Samples are annealed: each chain starts at the base distribution (independent marginals of the data), the inverse
-temperature rises to 1 over the first half of the sweeps, and the other half runs at 1. It is the path of annealed
-importance sampling, and finds modes that Gibbs sampling at beta = 1 from anywhere would not.
+A model that was learnt with persistent chains keeps where they are (its *particles*); a sample starts at one of them
+and goes on for `sweeps` Gibbs sweeps (Tieleman 2008). They have run for as long as the model learnt, and cover modes
+that chains begun anew do not find in thousands of sweeps. Other chains (completions, samples of a given label, models
+without particles) are annealed: they start at the base distribution, the independent marginals of the data, the inverse
+temperature rises to 1 over the first half of the sweeps, and the other half runs at 1.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class Boltzmann(Conditionable, Estimated):
 
     learning = Learning()
     class_prior: Tensor  # relative frequencies of the labels
+    particles: Tensor  # (n, H) hidden states of the persistent chains; none before learning
 
     def __init__(self, event: tuple[int, ...], dtype: torch.dtype, outer: Mapping[str, Units], sweeps: int) -> None:
         super().__init__()
@@ -71,6 +74,7 @@ class Boltzmann(Conditionable, Estimated):
         self.outer = torch.nn.ModuleDict(dict(outer))
         classes = self.label.size if self.label is not None else 0
         self.register_buffer("class_prior", torch.full((classes,), 1 / max(classes, 1), dtype=torch.float64))
+        self.register_buffer("particles", torch.zeros(0, self.visible.weight.shape[1]))
         self.block = 256 if math.prod(event) <= 256 else 64
 
     @property
@@ -153,11 +157,14 @@ class Boltzmann(Conditionable, Estimated):
         return v.reshape(len(v), *self.event).to(self.dtype)
 
     def run(self, rng: Streams, clamp: Mapping[str, tuple[Tensor, Tensor]], sweeps: int | None = None) -> State:
-        """An annealed Gibbs chain for each stream, with some units held; the state it ends in."""
+        """A Gibbs chain for each stream, with some units held; the state it ends in."""
         sweeps, machine = sweeps or self.sweeps, self.machine
-        state = machine.start(rng)
+        state, warm = machine.start(rng), len(self.particles) > 0 and not clamp
+        if warm:
+            which = (rng.coins(1)[:, 0] * len(self.particles)).long()
+            state["h"] = self.particles[which.to(self.particles.device)]
         for t in range(sweeps):
-            state = machine.sweep(state, rng, min(1.0, 2 * (t + 1) / sweeps), clamp)
+            state = machine.sweep(state, rng, 1.0 if warm else min(1.0, 2 * (t + 1) / sweeps), clamp)
         return state
 
     def given(self, x: Tensor, observed: Tensor) -> Model:

@@ -160,15 +160,22 @@ class Binomial(Units):
 class Gaussian(Units):
     """u_i real, u_i | h ~ N(b + W h, sigma_i^2); the centre sees u / sigma^2.
 
+    All of this is meant of (u - origin) / spread, constants taken from the data, so that entries of any scale (the
+    pixels that hardly vary) are of the same size to the hidden units; densities are those of u.
+
     >>> units = Gaussian(3, 2)
     >>> units.mean(units.pull(torch.zeros(5, 2))).tolist() == torch.zeros(5, 3).tolist()
     True
     """
 
     base_precision: Tensor
+    origin: Tensor
+    spread: Tensor
 
     def __init__(self, size: int, centre: int) -> None:
         super().__init__(size, centre)
+        self.register_buffer("origin", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
         self.log_variance = nn.Parameter(torch.zeros(size))
         self.register_buffer("base_precision", torch.ones(size))
 
@@ -177,7 +184,10 @@ class Gaussian(Units):
         return torch.exp(-self.log_variance)
 
     def push(self, u: Tensor) -> Tensor:
-        return (u * self.precision) @ self.weight
+        return (self.standard(u) * self.precision) @ self.weight
+
+    def standard(self, u: Tensor) -> Tensor:
+        return (u - self.origin) / self.spread
 
     def natural(self, pull: Tensor | float, beta: Beta) -> tuple[Tensor, Tensor]:
         """Coefficients of u and of -u^2/2."""
@@ -187,17 +197,19 @@ class Gaussian(Units):
 
     def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
         linear, precision = self.natural(pull, beta)
-        return 0.5 * (linear.square() / precision - precision.log() + math.log(2 * math.pi))
+        return 0.5 * (linear.square() / precision - precision.log() + math.log(2 * math.pi)) + self.spread.log()
 
     def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
         linear, precision = self.natural(pull, beta)
-        return linear / precision + rng.normal(self.size, dtype=linear.dtype) * precision.rsqrt()
+        u = linear / precision + rng.normal(self.size, dtype=linear.dtype) * precision.rsqrt()
+        return self.origin + self.spread * u
 
     def mean(self, pull: Tensor) -> Tensor:
-        return self.bias + pull
+        return self.origin + self.spread * (self.bias + pull)
 
     def own(self, u: Tensor, beta: Beta = 1.0) -> Tensor:
         linear, precision = self.natural(torch.zeros_like(u), beta)
+        u = self.standard(u)
         return (linear * u - 0.5 * precision * u.square()).sum(1)
 
     def check(self, u: Tensor) -> None:
@@ -206,15 +218,16 @@ class Gaussian(Units):
             raise DataError(f"Row {row} holds NaN or infinity.", "Gaussian units need numbers: fill or drop the row.")
 
     def fit_base(self, u: Tensor) -> None:
-        u = u.double()
-        mean, variance = u.mean(0), u.var(0, correction=0).clamp(min=1e-6)
+        spread = u.double().std(0, correction=0)
         with torch.no_grad():
-            self.base.copy_(mean / variance)
-            self.base_precision.copy_(1 / variance)
-            self.bias.copy_(mean)
-            self.log_variance.copy_(variance.log())
+            self.origin.copy_(u.double().mean(0))
+            self.spread.copy_(torch.where(spread > 1e-12, spread, torch.ones_like(spread)))
+            for zero in (self.base, self.bias, self.log_variance):
+                zero.zero_()
+            self.base_precision.fill_(1.0)
 
     def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        u = self.standard(u)
         seen = u * self.precision
         rest = 0.5 * u - self.bias - self.pull(h)
         found = {"weight": seen.T @ (weight[:, None] * h), "bias": weight @ seen}
