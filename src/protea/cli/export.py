@@ -17,8 +17,9 @@ SUFFIXES = {
     "table": (".csv", ".parquet", ".json", ".jsonl"),
     "tokens": (".txt", ".jsonl", ".json"),
     "vector": (".npy", ".csv", ".json"),
+    "series": (".csv", ".parquet", ".json", ".jsonl"),  # a row a step
 }
-DEFAULT = {"table": "samples.csv", "tokens": "samples.txt", "vector": "samples.npy"}
+DEFAULT = {"table": "samples.csv", "series": "samples.csv", "tokens": "samples.txt", "vector": "samples.npy"}
 
 
 def write(samples: Any, kind: str, out: Path, *, start: int = 0) -> list[Path]:
@@ -42,6 +43,7 @@ def write(samples: Any, kind: str, out: Path, *, start: int = 0) -> list[Path]:
     try:
         if kind == "image":
             return _write_images(list(samples), out, start)
+        samples = _steps(samples) if kind == "series" else samples
         path = out if suffix else out / DEFAULT[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         _atomic(path, _encode(samples, path.suffix.lower()))
@@ -50,6 +52,17 @@ def write(samples: Any, kind: str, out: Path, *, start: int = 0) -> list[Path]:
         raise ConfigError(
             f"{out} cannot be written: {error.strerror or error}.", "Choose another place with --out."
         ) from error
+
+
+def _steps(series: Sequence[Any]) -> Any:
+    """Series as one long table, a row a step, which opens again with `--option sequence=sequence`."""
+    import numpy as np
+    import pandas as pd
+
+    values = np.concatenate(series) if len(series) else np.zeros((0, 1))
+    frame = pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
+    frame.insert(0, "sequence", np.repeat(np.arange(len(series)), [len(s) for s in series]))
+    return frame
 
 
 def grid(images: Sequence[Any], columns: int | None = None, pad: int = 2, scale: int | None = None) -> Any:

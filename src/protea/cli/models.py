@@ -61,12 +61,13 @@ def _capabilities(entry: Any) -> list[str]:
 
     from protea.core import capabilities
     from protea.models.lifted import Lifted
-    from protea.spaces import Image, Tokens, Vector
+    from protea.spaces import Image, Series, Tokens, Vector
 
     tiny = {
         "vector": Vector(("x", "y"), ("a", "b")),
         "image": Image(1, 8, 8, classes=("a", "b")),
         "tokens": Tokens(16),
+        "series": Series(("x",), 4),
         "table": Vector(("x", "y"), ("a", "b")),  # a table's continuous model sees a vector
     }
     found: dict[str, None] = {}

@@ -48,7 +48,7 @@ from protea.space import Rows
 MOST_REAL = 2000  # held-out rows compared
 MOST_TRAIN = 40_000  # training rows searched for near copies; exact ones are looked for in all
 WIDE = 128  # raw features beyond are reduced to their principal components
-SAMPLES = {"vector": 2000, "table": 5000, "image": 1000, "tokens": 500}  # generated for one judgement
+SAMPLES = {"vector": 2000, "table": 5000, "image": 1000, "tokens": 500, "series": 1000}  # generated for one judgement
 MODES = 8
 PATIENCE = 60.0  # seconds of sampling beyond what two-sample figures need
 

@@ -21,7 +21,7 @@ class Metric:
     ratio: bool = False
 
 
-ALL = frozenset({"vector", "table", "image", "tokens"})
+ALL = frozenset({"vector", "table", "image", "tokens", "series"})
 TABLE, TOKENS = frozenset({"table"}), frozenset({"tokens"})
 
 METRICS: dict[str, Metric] = {

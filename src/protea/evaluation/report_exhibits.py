@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from protea.errors import ConfigError
+from protea.evaluation.report_series import plots
 from protea.space import Space
 
 CELLS = 40  # pictures on a sheet
@@ -41,6 +42,9 @@ def show(space: Space, x: Tensor, axes: Tensor | None = None) -> dict[str, Any]:
         return {"kind": "image", "n": len(images), "png": png(sheet(images, 10 if images[0].size[0] <= 40 else 5))}
     if space.kind == "tokens":
         return {"kind": "text", "texts": [clean(str(t))[:CHARACTERS] for t in space.decode(x[:TEXTS])]}
+    if space.kind == "series":
+        pictures = plots(space.decode(x[:CELLS]))
+        return {"kind": "image", "n": len(pictures), "png": png(sheet(pictures, 5))}
     shown: dict[str, Any] = {"kind": "rows", **rows(space, x[:ROWS])}
     if axes is not None and len(x):
         points = project(space, x[:DOTS], axes)
@@ -54,6 +58,8 @@ def show_one(space: Space, x: Tensor) -> dict[str, Any]:
         return {"kind": "image", "png": png(space.decode(x)[0])}
     if space.kind == "tokens":
         return {"kind": "text", "texts": [clean(str(space.decode(x)[0]))[: CHARACTERS // 2]]}
+    if space.kind == "series":
+        return {"kind": "image", "png": png(plots(space.decode(x))[0])}
     return {"kind": "rows", **rows(space, x)}
 
 
