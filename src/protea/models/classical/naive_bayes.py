@@ -265,7 +265,7 @@ def build(space: Space, config: NaiveBayesConfig) -> Model:
     return model
 
 
-SEARCH_ROWS = 10_000
+SEARCH_ROWS, SEARCH_ENTRIES = 10_000, 4_000_000  # of the search: wide rows are many numbers each
 WIDE = 40  # features beyond which they all get the same kind
 
 
@@ -275,13 +275,16 @@ def suggest(space: Space, rows: Rows, seconds: float) -> NaiveBayesConfig:
     Since features are independent, each can be judged alone: by log p(x_j | y) of a fifth of the rows.
     """
     fields, target = feature_fields(space)
-    rows = rows[permutation(len(rows), 0, "naive bayes suggest")[:SEARCH_ROWS]]
+    most = min(SEARCH_ROWS, max(500, SEARCH_ENTRIES // len(fields)))
+    rows = rows[permutation(len(rows), 0, "naive bayes suggest")[:most]]
     train, test = rows[: 4 * len(rows) // 5], rows[4 * len(rows) // 5 :]
     base = NaiveBayesConfig(bins=int(min(max(2 * len(rows) ** 0.4, 8), 64)))
     if not len(train) or not len(test):
         return base
     choices = [usual_kinds(fields, "gaussian"), usual_kinds(fields, "histogram")]
-    if choices[0] != choices[1]:
+    if len(fields) > WIDE and any(field.kind == "grid" for field in fields):
+        base = replace(base, kinds=tuple(choices[1]))  # a rounded normal costs a hundred times a histogram an entry
+    elif choices[0] != choices[1]:
         scores = torch.stack([_scores(space, replace(base, kinds=tuple(k)), train, test, target) for k in choices])
         if len(fields) > WIDE:
             scores = scores.sum(1, keepdim=True).expand_as(scores)

@@ -31,11 +31,12 @@ from protea.rng import permutation
 from protea.space import Rows, Space
 
 SEARCH_ROWS, SEARCH_STEPS = 20_000, 12
+SEARCH_ENTRIES = 2_000_000  # of the search: wide rows are many numbers each
 KIND_ROWS = 4000  # of the search for kinds of columns
 SHARE = 0.2  # of the budget, that the search may take
 OPERATIONS_PER_SECOND = 2e8  # entries of rows x columns x members a core counts in a second
 ROUNDED = 100  # of them that a rounded normal costs where a histogram costs one
-FEW = 5000  # rows up to which several starts are tried, and that starts of the search are made from
+FEW = 5000  # rows that starts of the search are made from; so many of 100 columns may have several starts
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
     clock, so that the same data and budget give the same mixture on every machine. (BIC would count the bins of every
     histogram as parameters in full, which the prior does not let them be.)
     """
-    rows = rows[permutation(len(rows), 0, "mixture suggest")[:SEARCH_ROWS]]
+    small = len(rows) <= FEW and len(space.fields) <= 100
+    most = min(SEARCH_ROWS, max(500, SEARCH_ENTRIES // len(space.fields)))
+    rows = rows[permutation(len(rows), 0, "mixture suggest")[:most]]
     train, test = rows[: 4 * len(rows) // 5], rows[4 * len(rows) // 5 :]
     bins = int(min(max(2 * len(rows) ** 0.4, 8), 128))
     base = MixtureConfig(k=1, bins=bins, floor=_floor(space, rows.x))
@@ -97,6 +100,8 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
             few = search.best([few, other, each])
         operations -= 0.4 * operations - search.left
     search = _Search(space, train, test, operations)
+    while few.k > 1 and not search.affords(few):
+        few = replace(few, k=few.k // 2)
     best = search.best([few])
     for step in (2.0, 0.5):
         while 1 <= (k := int(step * best.k)) <= rows_of_class // 8 and search.affords(replace(best, k=k)):
@@ -108,7 +113,7 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
     for strength in (20.0, 1.0, 50.0):
         other = replace(best, strength=strength)
         best = search.best([best, other]) if search.affords(other) else best
-    return replace(best, restarts=3 if len(rows) <= FEW else 1)
+    return replace(best, restarts=3 if small else 1)
 
 
 class _Search:
@@ -122,7 +127,9 @@ class _Search:
         fields = self.space.fields
         kinds = [config.kinds] * len(fields) if isinstance(config.kinds, str) else config.kinds
         columns = sum(ROUNDED if k == "gaussian" and f.kind == "grid" else 1 for k, f in zip(kinds, fields))
-        return (SEARCH_STEPS + 5) * len(self.train) * columns * config.k
+        classes = max(len(self.space.classes), 1)
+        tables = classes * config.bins * len(fields) * (classes + 5)  # each class's statistics have places for all
+        return (SEARCH_STEPS + 5) * config.k * (len(self.train) * columns + tables)
 
     def affords(self, config: MixtureConfig) -> bool:
         return self.cost(config) <= self.left
