@@ -1,4 +1,4 @@
-"""What `given` returns where the conditional distribution is exact: imputation, prediction and evidence in one object."""
+"""What an exact `given` returns: imputation, prediction and evidence in one object."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class HeldOut:
 
     Exact models: "validation_nll". Bounded models: "validation_bound", minus one draw of the bound.
     Densities with an estimated constant: "validation_estimate". Denoisers and others with one loss: "validation_loss".
-    Models of several losses (adversarial ones): "validation_sliced_wasserstein" between samples and rows. `limit` is how many rows are used.
+    Models of several losses (adversarial ones): "validation_sliced_wasserstein" between samples and rows. `limit` is
+    how many rows are used.
     """
 
     def __init__(self, learner: Learner, rows: Rows, seed: int) -> None:
