@@ -34,6 +34,7 @@ from protea.rng import Streams
 from protea.sklearn.base import InputError, array, explained, seed_of, tensor
 
 DECODER_ALGORITHMS = frozenset(("viterbi", "map"))
+TEN_STARTS: dict[str, Any] = {"n_init": 10}  # of k-means, as hmmlearn makes
 EMISSION = "emission/"  # prefix of the emissions' statistics
 log = logging.getLogger(__name__)
 

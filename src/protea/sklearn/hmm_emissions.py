@@ -22,7 +22,7 @@ from protea.distributions.categorical import Categorical
 from protea.distributions.gaussian import Gaussian
 from protea.distributions.poisson import Poisson
 from protea.sklearn.base import InputError, array, tensor
-from protea.sklearn.hmm_base import BaseHMM
+from protea.sklearn.hmm_base import TEN_STARTS, BaseHMM
 from protea.sklearn.moments import FLOOR, Prior, fitted_means, scatters, set_covariances
 
 COVARIANCES = ("spherical", "diag", "full", "tied")
@@ -46,7 +46,7 @@ class CategoricalHMM(BaseHMM):
             init_params, implementation,
         )  # fmt: skip
         self.emissionprob_prior = emissionprob_prior
-        self.n_features = n_features
+        self.n_features: Any = n_features
 
     def _check_and_set_n_features(self, X: np.ndarray) -> None:
         if not np.issubdtype(X.dtype, np.integer):
@@ -155,7 +155,7 @@ class GaussianHMM(BaseHMM):
         super()._init(X, lengths)
         k, d = self.n_components, self.n_features
         if self._needs_init("m", "means_"):
-            self.means_ = cluster.KMeans(k, random_state=self.random_state, n_init=10).fit(X).cluster_centers_
+            self.means_ = cluster.KMeans(k, random_state=self.random_state, **TEN_STARTS).fit(X).cluster_centers_
         if self._needs_init("c", "_covars_" if "c" not in self.init_params else "covars_"):
             cov = np.atleast_2d(np.cov(X.T)) + self.min_covar * np.eye(d)
             self.covars_ = {

@@ -23,7 +23,7 @@ from protea.core import Stats
 from protea.distributions.gaussian import Gaussian
 from protea.distributions.nested import Nested
 from protea.sklearn.base import InputError, array, tensor
-from protea.sklearn.hmm_base import BaseHMM
+from protea.sklearn.hmm_base import TEN_STARTS, BaseHMM
 from protea.sklearn.hmm_emissions import COVARIANCES
 from protea.sklearn.moments import FLOOR, Prior, fitted_means, scatters, set_covariances
 
@@ -79,11 +79,11 @@ class GMMHMM(BaseHMM):
     def _centres(self, X: np.ndarray, cov: np.ndarray) -> np.ndarray:
         """k-means within the clusters of k-means; a cluster of too few rows gets draws about the centre of all."""
         k, m = self.n_components, self.n_mix
-        outer = cluster.KMeans(k, random_state=self.random_state, n_init=10)
+        outer = cluster.KMeans(k, random_state=self.random_state, **TEN_STARTS)
         label = outer.fit_predict(X)
         middle, means = outer.cluster_centers_.mean(axis=0), []
         for state in range(k):
-            inner = cluster.KMeans(m, random_state=self.random_state, n_init=10)
+            inner = cluster.KMeans(m, random_state=self.random_state, **TEN_STARTS)
             rows = X[label == state]
             if len(rows) >= m:
                 means.append(inner.fit(rows).cluster_centers_)
@@ -143,7 +143,7 @@ class GMMHMM(BaseHMM):
 
     def _learn(self, family: Nested, stats: Stats) -> None:
         k, m = self.n_components, self.n_mix
-        inner = family.inner
+        inner: Any = family.inner
         own = {name.removeprefix("inner/"): v for name, v in stats.items() if name.startswith("inner/")}
         if "w" in self.params:
             n = stats["weights"] + tensor(np.broadcast_to(self.weights_prior, (k, m))) - 1

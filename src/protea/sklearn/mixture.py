@@ -33,6 +33,7 @@ from protea.models.classical.mixture import PREFIX
 from protea.rng import Streams
 from protea.sklearn.base import InputError, array, seed_of, tensor
 
+ONCE: dict[str, Any] = {"n_init": 1}
 TINY = 1e-300  # floor of variances: scikit-learn has none
 COLLAPSED = (
     "Fitting the mixture model failed because some components have ill-defined empirical covariance (for instance "
@@ -107,7 +108,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def to_protea(self) -> gmm.GaussianMixture:
         """The fitted model itself: `log_prob` of rows with holes (NaN), `given`, `sample`, further learning."""
         check_is_fitted(self)
-        model = self._model(self.means_.shape[1])
+        return self._restored(max(self.reg_covar, TINY))
+
+    def _restored(self, floor: float) -> gmm.GaussianMixture:
+        model = self._model(self.means_.shape[1], floor)
         model.log_weights.copy_(tensor(self.weights_).log())
         model.means = tensor(self.means_)
         model.family.origin.copy_((model.log_weights.exp() @ model.means[0])[0] / model.log_weights.exp().sum())
@@ -115,8 +119,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         model.scale.copy_(_inverse_factor(root) if model.family.dense else 1 / root)
         return model
 
-    def _model(self, d: int) -> gmm.GaussianMixture:
-        return gmm.GaussianMixture((d,), self.n_components, self.covariance_type, reg_covar=TINY)
+    def _model(self, d: int, floor: float = TINY) -> gmm.GaussianMixture:
+        return gmm.GaussianMixture((d,), self.n_components, self.covariance_type, reg_covar=floor)
 
     def _read(self, model: gmm.GaussianMixture, dtype: Any) -> None:
         """Attributes from the model."""
@@ -138,18 +142,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit_predict(self, X, y=None):
         """Learn, and say which component each row belongs to, (n,)."""
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        X = np.asarray(validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2))
         if len(X) < self.n_components:
             raise InputError(f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
                              f"n_samples = {len(X)}.", "Give more rows or fewer components.")  # fmt: skip
         self._check_parameters(X.shape[1])
         x, state = tensor(X), check_random_state(self.random_state)
         fresh = not (self.warm_start and hasattr(self, "converged_"))
-        self.converged_, best, highest = False, None, -math.inf
+        best: gmm.GaussianMixture | None = None
+        self.converged_, highest = False, -math.inf
         self.n_iter_, self.lower_bounds_ = 0, []
         for start in range(self.n_init if fresh else 1):
             self._say(f"Initialization {start}")
-            model = self._start(X, x, state) if fresh else self.to_protea()
+            model = self._start(X, x, state) if fresh else self._restored(TINY)
             bounds, converged = self._climb(model, x, -math.inf if fresh else self.lower_bound_)
             if best is None or (bounds and (bounds[-1] > highest or highest == -math.inf)):
                 best = model
@@ -164,6 +169,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 stacklevel=2,
             )
         self.lower_bound_ = highest
+        assert best is not None
         self._read(best, X.dtype)
         return self.predict(X)
 
@@ -256,7 +262,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             return r / r.sum(axis=1, keepdims=True)
         r = np.zeros((n, k))
         if self.init_params == "kmeans":
-            r[np.arange(n), cluster.KMeans(k, n_init=1, random_state=state).fit(X).labels_] = 1
+            r[np.arange(n), cluster.KMeans(k, random_state=state, **ONCE).fit(X).labels_] = 1
         elif self.init_params == "random_from_data":
             r[state.choice(n, size=k, replace=False), np.arange(k)] = 1
         else:
@@ -288,7 +294,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     @staticmethod
     def _checked(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-        value = check_array(value, dtype=[np.float64, np.float32], ensure_2d=False, allow_nd=name == "full precision")
+        floats: Any = [np.float64, np.float32]
+        value = check_array(value, dtype=floats, ensure_2d=False, allow_nd=name == "full precision")
         if value.shape != shape:
             raise InputError(f"The parameter '{name}' should have the shape of {shape}, but got {value.shape}", "")
         return value

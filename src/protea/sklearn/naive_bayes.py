@@ -89,6 +89,10 @@ class _Discrete(BaseNB):
             return np.maximum(alpha, LEAST_ALPHA)
         return alpha
 
+    def _pseudo(self) -> float:
+        """The pseudo-count of the model handed over; 0 where features have their own."""
+        return float(self.alpha) if isinstance(self.alpha, Real) else 0.0
+
     def _update(self, X: Any, y: Any, sample_weight: Any) -> Any:
         r = self._weights(X, y, sample_weight)
         with explained():
@@ -187,7 +191,7 @@ class BernoulliNB(_Discrete):
         return len(self.classes_), (self.feature_count_.shape[1],)
 
     def _family(self) -> Bernoulli:
-        family = Bernoulli(*self._shape(), alpha=0.0)
+        family = Bernoulli(*self._shape(), alpha=self._pseudo())
         family.theta.data.copy_(tensor(self.feature_log_prob_).exp())
         return family
 
@@ -225,7 +229,7 @@ class MultinomialNB(_Discrete):
         self.feature_log_prob_ = array(family.theta.log())
 
     def _family(self) -> Multinomial:
-        family = Multinomial(len(self.classes_), (self.feature_log_prob_.shape[1],), alpha=0.0)
+        family = Multinomial(len(self.classes_), (self.feature_log_prob_.shape[1],), alpha=self._pseudo())
         family.theta.data.copy_(tensor(self.feature_log_prob_).exp())
         return family
 
@@ -312,12 +316,12 @@ class CategoricalNB(_Discrete):
         table = array(family.log_table)
         self.feature_log_prob_ = [table[:, j, :size].copy() for j, size in enumerate(levels)]
 
-    def _empty(self) -> tuple[Categorical, tuple[int, ...]]:
+    def _empty(self, prior: float = 0.0) -> tuple[Categorical, tuple[int, ...]]:
         levels = tuple(count.shape[1] for count in self.category_count_)
-        return Categorical(len(self.classes_), levels, (len(levels),)), levels
+        return Categorical(len(self.classes_), levels, (len(levels),), prior), levels
 
     def _family(self) -> Categorical:
-        family, levels = self._empty()
+        family, levels = self._empty(self._pseudo())
         p = torch.zeros_like(family.logits)
         for j, log_p in enumerate(self.feature_log_prob_):
             p[:, j, : levels[j]] = tensor(log_p).exp()

@@ -36,6 +36,7 @@ class BaseNB(ClassifierMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         model = NaiveBayes(self._family(), len(self.classes_))
         model.class_prior.copy_(tensor(np.exp(self._log_prior())))
+        model.blur.fill_(float(getattr(self, "epsilon_", 0.0)))
         return model
 
     def _joint(self, model: NaiveBayes, x: Tensor) -> Tensor:

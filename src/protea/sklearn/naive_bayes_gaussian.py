@@ -53,7 +53,7 @@ class GaussianNB(BaseNB):
         """Learn from rows X (n, d), their classes y (n,) and weights."""
         y = validate_data(self, y=y)
         check_classification_targets(y)
-        self.classes_ = None
+        self.classes_: Any = None
         return self._learn(X, y, np.unique(y), sample_weight)
 
     @_fit_context(prefer_skip_nested_validation=True)
