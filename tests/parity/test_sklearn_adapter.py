@@ -290,3 +290,26 @@ def test_mistakes_are_both_libraries_errors():
         ours.PoissonHMM(1).fit([[1], [-1]])
     with pytest.raises(ValueError, match="3 levels"):
         ours.CategoricalNB().fit([[0], [2]], [0, 1]).predict([[5]])
+
+
+@pytest.mark.parametrize("name", ["GaussianNB", "BernoulliNB", "CategoricalNB"])
+def test_models_handed_over_learn_the_same_again(name: str):
+    """One more M-step from the same rows leaves what the adapter learnt, smoothing included (to the digits that second
+    moments about the mean of all rows leave a pixel that is constant in a class)."""
+    x, y = load_digits(return_X_y=True)
+    x = x if name == "GaussianNB" else (x > 7).astype(float)
+    mine = getattr(ours, name)().fit(x, y)
+    model = mine.to_protea()
+    data, labels = torch.from_numpy(x if name != "CategoricalNB" else x.astype(int)), torch.from_numpy(y)
+    before = model.log_posterior(data)
+    np.testing.assert_allclose(before.numpy(), mine.predict_log_proba(x), atol=1e-5)
+    model.maximise(model.expect(data, labels))
+    size = model.log_joint(data).abs().amax(1, keepdim=True).clamp(min=1)
+    assert float(((model.log_posterior(data) - before) / size).abs().max()) < 1e-5
+
+
+def test_a_component_that_loses_its_rows_is_split_from_a_heavy_one():
+    x = np.concatenate([np.random.default_rng(0).normal(size=(200, 1)), [[1e6]]])
+    model = ours.GaussianMixture(3, random_state=0, means_init=[[0.0], [-1e9], [1e6]], max_iter=50).fit(x)
+    assert (model.weights_ > 0).all()
+    assert np.isfinite(model.score_samples(x)).all()
