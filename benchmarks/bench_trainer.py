@@ -1,8 +1,8 @@
 """The trainer beside a bare PyTorch loop: the same convolutional VAE, batches, optimiser and number of steps on MNIST.
 
 What `fit` adds to a step: the order of rows and the noise as functions of (seed, step), exact normalisation by counts,
-the gradient's norm and clipping, the schedule, logging, and checkpoints; nothing is judged, for that is work that a bare
-loop would do too. Give the data: python benchmarks/bench_trainer.py mnist.npz (x uint8 (N, 28, 28)).
+the gradient's norm and clipping, the schedule, logging, and checkpoints; nothing is judged, for that is work that a
+bare loop would do too. Give the data: python benchmarks/bench_trainer.py mnist.npz (x uint8 (N, 28, 28)).
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_suite(module: str, tmp_path: Path, evidence):
     print(f"{module}: {passed} passed, {count['skipped']} skipped, {count['failures'] + count['errors']} failed")
     assert passed > 0, run.stdout[-3000:]
     evidence(
-        id="TR-14", system="scikit-learn adapter", claim=f"{module}: tests that fail with the import changed "
+        id="sklearn", system="scikit-learn adapter", claim=f"{module}: tests that fail with the import changed "
         f"({passed} pass, {count['skipped']} left out with a reason)", reference=f"{module.split('.')[0]}'s own tests",
         reached=count["failures"] + count["errors"], tolerance=0,
     )  # fmt: skip

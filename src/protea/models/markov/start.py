@@ -3,7 +3,9 @@ r"""Where Baum-Welch starts from: weights r (N, K) of the states for each step, 
 - Chains that only move on (left to right, profiles): every sequence is cut into as many equal stretches as there are
   states (Rabiner 1989, section V.B, "segmental").
 - Real observations: k-means++ and a few Lloyd steps on the observations, whatever their order (as hmmlearn does).
-- Whole numbers: each distinct observation leans to states of its own at random, so that states differ from the start.
+- Codes: codes that keep the same company share a state. Each is described by the square roots of the frequencies of
+  what follows and what precedes it (Hellinger's geometry), and these are clustered by k-means; a random lean of each
+  code lets states share codes, and makes states of one code differ.
 
 The chain starts from the steps that these weights take, with a pseudo-count for every step allowed.
 """
@@ -24,6 +26,8 @@ from protea.rng import Streams, fold
 from protea.space import Rows
 
 LEAN = 1.0  # deviation of the random logits of a code's states
+COMPANY = 3.0  # by how much a code leans to the state of those that keep the same company
+MOST_CODES = 2048  # distinct observations up to which their pairs are counted
 
 
 def begin(emission: Family, chain: Chain, rows: Rows, packed: Packed, seed: int) -> None:
@@ -49,9 +53,22 @@ def begin(emission: Family, chain: Chain, rows: Rows, packed: Packed, seed: int)
             name = name * 1_000_003 + column + 1
         codes, of = name.unique(return_inverse=True)
         lean = Streams(fold(seed, "states"), codes.cpu()).normal(k, dtype=torch.float64).to(x.device)
+        if 1 < len(codes) <= MOST_CODES and not chain.silent:
+            company = kmeans(_company(of, len(codes), packed), torch.arange(len(codes)), k, fold(seed, "company"))[1]
+            lean = lean + COMPANY * one_hot(company, k)
         r = torch.softmax(LEAN * lean, 1)[of]
     emission.initialise(x, r)
     _begin_chain(chain, r, packed)
+
+
+def _company(of: Tensor, codes: int, packed: Packed) -> Tensor:
+    """(codes, 2 codes): square roots of the frequencies of what follows each code, and of what precedes it."""
+    pairs = torch.zeros(codes * codes, dtype=torch.float64, device=of.device)
+    for now, after in pairwise(of.split(packed.active)):
+        pairs += torch.bincount(now[: len(after)] * codes + after, minlength=codes * codes)
+    pairs = pairs.view(codes, codes)
+    both = torch.cat((pairs, pairs.T), 1)
+    return (both / both.sum(1, keepdim=True).clamp(min=1)).sqrt()
 
 
 def _only_on(chain: Chain) -> bool:
