@@ -13,7 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from protea.core import Batch, Countable, Loss, Model, Normalised, Phase
+from protea.distributions.gaussian import Gaussian
 from protea.models.classical.gmm import GaussianMixture
+from protea.models.markov.chain import Chain
+from protea.models.markov.hmm import HiddenMarkov
+from protea.models.markov.topology import ergodic
 from protea.rng import Streams
 from protea.space import Rows
 from protea.training import EM, Budget, Gradient, fit, parallel
@@ -21,7 +25,14 @@ from protea.training.checkpoint import Keeper
 from protea.training.parallel import fsdp
 
 pytestmark = pytest.mark.slow
-WORLDS = {"replicate": 1e-6, "shard": 1e-6, "penalty": 1e-6, "em": 1e-10, "mixture": 1e-10}  # kind to tolerance
+WORLDS = {
+    "replicate": 1e-6,
+    "shard": 1e-6,
+    "penalty": 1e-6,
+    "em": 1e-10,
+    "mixture": 1e-10,
+    "markov": 1e-10,
+}  # kind to tolerance
 
 
 class Net(Normalised):
@@ -82,10 +93,18 @@ def rows(dtype: torch.dtype) -> Rows:
 def train(kind: str, folder: Path, steps: int, resume: bool, dtype: torch.dtype = torch.float64) -> None:
     torch.manual_seed(0)
     model: Model
+    data = rows(dtype)
+    if kind == "markov":  # series of three steps and one channel
+        data = Rows(data.x[:, :, None], None, data.ids)
     if kind == "mixture":
         model = GaussianMixture((3,), 3, classes=0)
         model.initialise(rows(dtype))
         model.means.add_(0.5)  # away from the start that clustering finds
+        learner = EM(model, tolerance=0.0, batch_size=15)
+    elif kind == "markov":
+        model = HiddenMarkov(Gaussian(2, (1,), "diag"), Chain(ergodic(2)), steps=3)
+        model.initialise(data)
+        model.emission.means.add_(0.5)
         learner = EM(model, tolerance=0.0, batch_size=15)
     elif kind == "em":
         model = Clusters()
@@ -98,7 +117,6 @@ def train(kind: str, folder: Path, steps: int, resume: bool, dtype: torch.dtype 
                            prepare=fsdp() if kind == "shard" else ())  # fmt: skip
         if kind == "shard" and parallel.active():
             assert parallel.sharded(model.net[0].weight) and parallel.local(model.net[0].weight).shape[0] < 17
-    data = rows(dtype)
     fit(model, data, data[:20], learner=learner, budget=Budget(steps=steps), batch_size=15, run=folder, resume=resume,
         progress=None, patience=None)  # fmt: skip
 
@@ -140,6 +158,7 @@ def test_two_processes_equal_one_and_checkpoints_reshard(kind: str, tmp_path: Pa
         "penalty": "data parallel, double backward",
         "em": "EM",
         "mixture": "EM of a Gaussian mixture",
+        "markov": "Baum-Welch",
     }
     evidence(id="TS-07", system="Distributed training", claim=f"{names[kind]}: 2 processes equal 1",
              reference="1-process run", reached=gap(one, two), tolerance=WORLDS[kind],
