@@ -69,7 +69,7 @@ def test_a_total_budget_is_shared_fairly() -> None:
     plan = _Plan(None, 100.0, time.perf_counter() - 10.0, 5)
     plan.overheads = [4.0, 6.0]
     cheap = plan.budget(True, 5)
-    assert cheap.seconds == pytest.approx((97 - 10) / 5 - 5.5, abs=0.6)
+    assert cheap.seconds == pytest.approx((97 - 10) / 5 - 6.0, abs=0.6)  # the slowest overhead so far
     first = plan.budget(False, 3)
     plan.overheads.append(9.0)
     assert plan.budget(False, 2) == first  # all that learn by steps get the same

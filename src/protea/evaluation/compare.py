@@ -174,8 +174,8 @@ class _Plan:
         if self.fixed is not None:
             return self.fixed
         spent = time.perf_counter() - self.began
-        overhead = sum(self.overheads) / len(self.overheads) if self.overheads else 4.0
-        share = Budget(seconds=float(f"{max(LEAST, (0.97 * self.total - spent) / left - 1.1 * overhead):.2g}"))
+        overhead = max(self.overheads, default=4.0)  # of the slowest so far: learners by steps sample more slowly still
+        share = Budget(seconds=float(f"{max(LEAST, (0.97 * self.total - spent) / left - overhead):.2g}"))
         if not cheap:
             self.fixed = share
         return share
