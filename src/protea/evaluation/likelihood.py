@@ -31,6 +31,7 @@ from protea.space import Rows
 Exactness = Literal["exact", "bound", "estimate"]
 
 ROWS = 2000
+ENTRIES = 1_000_000
 BATCH = 256
 _CONSTANTS: WeakKeyDictionary[Model, tuple[tuple, Partition]] = WeakKeyDictionary()
 
@@ -103,12 +104,13 @@ def constant(model: Estimated, seed: int = 0) -> Partition:
 def likelihood(
     model: Model, rows: Rows, protocol: Mapping[str, Any] | None = None, *, k: int = 8, seed: int = 0
 ) -> Likelihood | None:
-    """Mean held-out likelihood of at most 2,000 rows in the units of the space, with interval over rows.
+    """Mean held-out likelihood in the units of the space, with interval over rows: at most 2,000 of them, and a million
+    entries in all (but 256 rows), the same for every model of the data.
 
     Args:
         k: draws of a bound; more is tighter and slower.
     """
-    rows = rows[:ROWS]
+    rows = rows[: max(256, min(ROWS, ENTRIES // max(1, math.prod(rows.x.shape[1:]))))]
     found = log_likelihood(model, rows, k=k, seed=seed)
     if found is None or len(rows) == 0:
         return None
