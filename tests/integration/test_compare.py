@@ -70,10 +70,24 @@ def test_a_total_budget_is_shared_fairly() -> None:
     plan.overheads = [4.0, 6.0]
     cheap = plan.budget(True, 5)
     assert cheap.seconds == pytest.approx((97 - 10) / 5 - 6.0, abs=0.6)  # the slowest overhead so far
+    assert plan.affords(3)
     first = plan.budget(False, 3)
     plan.overheads.append(9.0)
     assert plan.budget(False, 2) == first  # all that learn by steps get the same
     assert _Plan(Budget(seconds=3), None, 0.0, 1).budget(False, 1) == Budget(seconds=3)
+
+
+def test_a_budget_too_small_for_all_leaves_some_out_rather_than_starve_all() -> None:
+    import time
+
+    plan = _Plan(None, 100.0, time.perf_counter() - 40.0, 9)
+    plan.overheads = [10.0, 12.0]
+    # 57 s are left; a fit and its judging take 12 s and at least 2 s: four of six learners have time.
+    assert [plan.affords(left) for left in (6, 5, 4, 3, 2, 1)] == [True] * 4 + [False] * 2
+    assert plan.budget(False, 6).seconds == pytest.approx(57 / 4 - 12.0, abs=0.2)
+    assert plan.budget(True, 6) == plan.budget(False, 6)  # fixed by the first learner
+    counting = _Plan(None, 100.0, time.perf_counter() - 40.0, 9)
+    assert counting.budget(True, 9).seconds == pytest.approx(10.0, abs=0.2)  # a tenth: most end long before
 
 
 def test_the_command_of_a_row_is_one_a_user_can_paste() -> None:

@@ -21,7 +21,16 @@ from protea.core import Countable
 from protea.data import Dataset, open_data
 from protea.errors import ConfigError, ProteaError, nearest
 from protea.evaluation import compare_child, nulls
-from protea.evaluation.compare_rows import Judged, failed_row, judge_folder, judge_null, judge_run, model_row, null_row
+from protea.evaluation.compare_rows import (
+    Judged,
+    failed_row,
+    judge_folder,
+    judge_null,
+    judge_run,
+    left_out_row,
+    model_row,
+    null_row,
+)
 from protea.evaluation.compare_rows import ranked as rank_rows
 from protea.evaluation.forge import Forge
 from protea.evaluation.judge import PATIENCE, Judge
@@ -39,7 +48,8 @@ from protea.training.run import environment, read_config
 __all__ = ["Observer", "compare", "judge_run", "suitable"]
 
 BUDGET = "3m"
-LEAST = 1.0  # seconds of training below which a comparison of learners means nothing
+LEAST, LEAST_SHARE = 1.0, 0.02  # seconds, and share of the budget, of training below which a comparison means nothing
+COUNTING_SHARE = 0.1  # of the budget, that a model which learns by counting may take; most end long before
 
 
 class Observer(Protocol):
@@ -128,6 +138,9 @@ def compare(
     table.judge_nulls()
     for position, (entry, cheap) in enumerate(entries):
         left = (len(entries) - position) * seeds
+        if not cheap and models is None and not plan.affords(left):
+            table.leave_out(entry, str(data), opening)
+            continue
         table.fit_and_judge(entry, str(data), plan.budget(cheap, left), seed, opening, fresh, plan)
     forge.close()
     facts = {"command": _command(data, models, budget, each, seeds, seed, out, opening), "budget": plan.words(),
@@ -165,6 +178,8 @@ class _Plan:
         self.each, self.total, self.began, self.fits = each, total, began, fits
         self.overheads: list[float] = []  # seconds of starting and judging, of each fit so far
         self.fixed: Budget | None = None
+        self.first = 0  # fits left when the first that learns by steps began
+        self.last: int | None = None  # how many of them there is time for
 
     def budget(self, cheap: bool, left: int) -> Budget:
         """The budget of the next fit; all that learn by steps get the same one."""
@@ -173,12 +188,36 @@ class _Plan:
         assert self.total is not None
         if self.fixed is not None:
             return self.fixed
-        spent = time.perf_counter() - self.began
-        overhead = max(self.overheads, default=4.0)  # of the slowest so far: learners by steps sample more slowly still
-        share = Budget(seconds=float(f"{max(LEAST, (0.97 * self.total - spent) / left - overhead):.2g}"))
+        room = self._room() if self.last is None else self.last
+        share = max(self.least, self._left() / min(left, room) - self._overhead())
+        if cheap:
+            share = max(share, COUNTING_SHARE * self.total)
+        found = Budget(seconds=float(f"{share:.2g}"))
         if not cheap:
-            self.fixed = share
-        return share
+            self.fixed = found
+        return found
+
+    def affords(self, left: int) -> bool:
+        """Whether the next of `left` fits that learn by steps is among those there is time for, the first ones."""
+        if self.total is None:
+            return True
+        if self.last is None:
+            self.first, self.last = left, self._room()
+        return self.first - left < self.last
+
+    @property
+    def least(self) -> float:
+        """Seconds of training that mean something."""
+        return max(LEAST, LEAST_SHARE * (self.total or 0.0))
+
+    def _left(self) -> float:
+        return 0.97 * (self.total or 0.0) - (time.perf_counter() - self.began)
+
+    def _overhead(self) -> float:
+        return max(self.overheads, default=4.0)  # the slowest so far: learners by steps sample more slowly still
+
+    def _room(self) -> int:
+        return max(1, int(self._left() / (self._overhead() + self.least)))
 
     def words(self) -> str:
         if self.each is not None:
@@ -261,6 +300,12 @@ class _Table:
                 entry.name, entry.family, found, floor, ceiling, run=str(runs[0]), reproduce=_reproduce(words, runs)
             )
         )
+
+    def leave_out(self, entry: Entry, data: str, opening: Mapping[str, Any]) -> None:
+        """A row that says that there was no time for a model, and how to have it."""
+        words = compare_child.fit_arguments("", data, budget="", seed=0, out=Path(), opening=opening)
+        command = compare_child.command(["compare", data, "--models", entry.name, *words[9:]])
+        self._add(left_out_row(entry.name, entry.family, command))
 
     def _stale(self, run: Path, plan: _Plan, seed: int) -> bool:
         """Whether the folder holds a run of other data, another seed or another budget."""

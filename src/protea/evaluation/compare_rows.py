@@ -122,6 +122,12 @@ def failed_row(name: str, family: str, reason: str, run: str, reproduce: str) ->
     return _row(name, "model", family, {}, None, _no_cost(), words, run, reproduce)
 
 
+def left_out_row(name: str, family: str, reproduce: str) -> dict[str, Any]:
+    """The row of a model that the budget had no time for."""
+    words = "left out: the budget leaves no time for it; give a longer --budget, or name it with --models"
+    return _row(name, "model", family, {}, None, _no_cost(), words, None, reproduce)
+
+
 def ranked(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """Rows with ranks among the models, and the figure they are ranked by.
 
