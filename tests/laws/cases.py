@@ -123,7 +123,7 @@ CONTINUOUS = (vector, labelled, image, table)
 CASES: list[Case] = [
     *cases("marginals", *CONTINUOUS, bins=8),
     *cases("naive-bayes", labelled, image, target_table, bins=8),
-    *cases("mixture", *CONTINUOUS, k=2, bins=8),
+    *cases("mixture", *CONTINUOUS, target_table, k=2, bins=8),
     *cases("mixture", table, k=2, kinds=("gaussian", "gaussian", "categorical", "bernoulli")),
     *cases("gmm", *CONTINUOUS, k=2),
     *cases("tmm", *CONTINUOUS, k=2),

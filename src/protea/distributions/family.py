@@ -118,6 +118,13 @@ class Family(nn.Module, ABC):
         """log prior of the present parameters, up to a constant; 0 without one."""
         return torch.zeros((), dtype=torch.float64)
 
+    def allows(self, x: Tensor) -> Tensor | None:
+        """(B, members) booleans: the members that may have made a row, by what they are and not by what they learnt.
+
+        Starts keep to it. None, the default: all may.
+        """
+        return None
+
     def split(self, heavy: int, empty: int, length: float) -> bool:
         """Make `empty` a second copy of `heavy`, the two displaced by +-length so that the expected log-likelihood
         falls by at most n length^2 / 2 nats; False where the family knows no such displacement."""

@@ -22,11 +22,12 @@ from protea.rng import Streams
 
 
 class Label(Family):
-    """C members over one column of codes 0 .. C-1: member k always says k.
+    """Members over one column of codes 0 .. C-1, `each` of them a code: member k always says k // each.
 
     Args:
-        members: C.
+        labels: C.
         missing: whether NaN is a value; otherwise it means unknown.
+        each: members of a code.
 
     Raises:
         DataError: (`expect`) a value that is no code.
@@ -36,14 +37,15 @@ class Label(Family):
     [[-inf, -0.0]]
     """
 
-    def __init__(self, members: int, missing: bool) -> None:
+    def __init__(self, labels: int, missing: bool, each: int = 1) -> None:
         super().__init__()
-        self.members, self.event, self.nan_is_value = members, (1,), missing
+        self.members, self.event, self.nan_is_value = labels * each, (1,), missing
+        self.labels, self.each = labels, each
         start = 0.5 if missing else 0.0
         self.rate = nn.Parameter(torch.tensor(start, dtype=torch.float64), requires_grad=False)  # rho
 
     def density(self, own: slice | None = None) -> Density:
-        codes = torch.arange(self.members, dtype=torch.float64, device=self.rate.device)[own or slice(None)]
+        codes = self._codes(self.rate.device)[own or slice(None)].double()
         there = torch.log1p(-self.rate)
         gone = self.rate.log() if self.nan_is_value else torch.zeros_like(self.rate)
 
@@ -60,12 +62,12 @@ class Label(Family):
         x = x.reshape(len(x)).to(torch.float64)
         known = torch.ones_like(x, dtype=torch.bool) if observed is None else observed.reshape(len(x))
         nan = x.isnan()
-        codes = (x == x.round()) & (x >= 0) & (x < self.members)
+        codes = (x == x.round()) & (x >= 0) & (x < self.labels)
         bad = known & ~(codes | nan)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise DataError(f"Row {row} has the label {x[row].item()}.",
-                            f"Labels are codes 0 .. {self.members - 1}, and NaN where unknown.")  # fmt: skip
+                            f"Labels are codes 0 .. {self.labels - 1}, and NaN where unknown.")  # fmt: skip
         weight = r.to(torch.float64).sum(1) * known * float(self.nan_is_value)
         return {"labels": torch.stack(((weight * nan).sum(), (weight * ~nan).sum()))}
 
@@ -83,24 +85,33 @@ class Label(Family):
         self.maximise(self.expect(x, r, None, observed))
 
     def coordinates(self, x: Tensor) -> Tensor:
-        code = x.reshape(len(x)).nan_to_num(self.members).long().clamp(0, self.members)
-        return nn.functional.one_hot(code, self.members + 1).double()
+        code = x.reshape(len(x)).nan_to_num(self.labels).long().clamp(0, self.labels)
+        return nn.functional.one_hot(code, self.labels + 1).double()
+
+    def allows(self, x: Tensor) -> Tensor:
+        code = x.reshape(len(x), 1)
+        return (code == self._codes(x.device)) | code.isnan()
+
+    def _codes(self, device: torch.device) -> Tensor:
+        """What each member says, (members,)."""
+        return torch.arange(self.labels, device=device).repeat_interleave(self.each)
 
     def draw(self, rng: Streams, which: Tensor) -> Tensor:
         gone = rng.child("label").uniform(1, dtype=torch.float64) < self.rate
-        return torch.where(gone, math.nan, which[:, None].double())
+        return torch.where(gone, math.nan, (which // self.each)[:, None].double())
 
     def complete(self, rng: Streams, x: Tensor, observed: Tensor, which: Tensor) -> Tensor:
         return torch.where(observed, x.to(torch.float64), self.draw(rng, which))
 
     def fill(self, x: Tensor, observed: Tensor) -> Tensor:
         """The member's own code."""
-        codes = torch.arange(self.members, dtype=torch.float64, device=x.device)[None, :, None]
+        codes = self._codes(x.device).double()[None, :, None]
         return torch.where(observed[:, None], x.to(torch.float64)[:, None], codes)
 
     def blend(self, x: Tensor, observed: Tensor, r: Tensor) -> Tensor:
         """The most probable class."""
-        return torch.where(observed, x, r.argmax(1)[:, None].to(x.dtype))
+        by_label = r.view(len(r), self.labels, self.each).sum(2)
+        return torch.where(observed, x, by_label.argmax(1)[:, None].to(x.dtype))
 
     def free(self) -> int:
         return int(self.nan_is_value)

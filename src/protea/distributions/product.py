@@ -102,6 +102,11 @@ class Product(Family):
             part = x[:, columns].reshape(len(x), *family.event)
             family.initialise(part, r, self._take(observed, columns, family))
 
+    def allows(self, x: Tensor) -> Tensor | None:
+        found = [family.allows(x[:, columns].reshape(len(x), *family.event)) for columns, family in self]
+        known = [allowed for allowed in found if allowed is not None]
+        return torch.stack(known).all(0) if known else None
+
     def coordinates(self, x: Tensor) -> Tensor:
         """Those of the parts, numbers at variance 1 each, so that no column counts more than another for its unit."""
         out = []

@@ -292,11 +292,22 @@ class Mixture(Normalised, Countable, Conditionable):
             mine = torch.arange(len(x), device=x.device) if y is None else (y == c).nonzero()[:, 0]
             if len(mine) == 0:  # a class without a row: as if it were all of them
                 mine = torch.arange(len(x), device=x.device)
-            _, label = kmeans(points[mine], ids[mine.cpu()], self.k, fold(seed, "kmeans", c))
-            r[mine, c, label] = 1.0
+            for part, members in self._allowed(x, mine):
+                _, label = kmeans(points[part], ids[part.cpu()], len(members), fold(seed, "kmeans", c))
+                r[part, c, members[label]] = 1.0
         n = r.sum(0).clamp(min=1)
         self.log_weights.copy_((n / n.sum(1, keepdim=True)).log())
         self.family.initialise(x, r.view(len(x), -1))
+
+    def _allowed(self, x: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows that the same members of a class may have made, and these members."""
+        allowed = None if self.classes else self.family.allows(x[rows])
+        if allowed is None:
+            yield rows, torch.arange(self.k, device=x.device)
+            return
+        patterns, which = allowed.unique(dim=0, return_inverse=True)
+        for i, pattern in enumerate(patterns):
+            yield rows[which == i], pattern.nonzero()[:, 0]
 
     # ---- drawing and conditioning ----
 

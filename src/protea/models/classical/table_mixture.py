@@ -7,6 +7,9 @@ for numbers a histogram over bins that all classes share or a normal (rounded to
 numbers, prices or dates, so that masses are exact), and missing is a value with its own probability. So the nats of a
 row are exact, every draw is a valid row, and `given` completes rows exactly.
 
+Where a table names a column of labels, each label has k classes of its own (Hastie & Tibshirani 1996, "Discriminant
+analysis by Gaussian mixtures"): what distinguishes the labels is then what the classes are about.
+
 What keeps many classes from fitting noise is the prior (`distributions/histogram.py`): each class begins as `strength`
 rows distributed as all rows are, and moves away by as many rows as it explains.
 
@@ -24,11 +27,14 @@ from torch import Tensor
 
 from protea.core import Model
 from protea.distributions.family import Family
+from protea.distributions.label import Label
+from protea.distributions.product import Product
 from protea.models.classical.mixed import columns_family, in_space, usual_kinds
 from protea.models.classical.mixture import Mixture
 from protea.models.entry import Entry
 from protea.rng import permutation
 from protea.space import Rows, Space
+from protea.spaces import Table
 
 SEARCH_ROWS, SEARCH_STEPS = 20_000, 12
 SEARCH_ENTRIES = 2_000_000  # of the search: wide rows are many numbers each
@@ -36,6 +42,7 @@ KIND_ROWS = 4000  # of the search for kinds of columns
 SHARE = 0.2  # of the budget, that the search may take
 OPERATIONS_PER_SECOND = 2e8  # entries of rows x columns x members a core counts in a second
 ROUNDED = 100  # of them that a rounded normal costs where a histogram costs one
+MOST_LABELS = 20  # that have classes of their own
 FEW = 5000  # rows that starts of the search are made from; so many of 100 columns may have several starts
 
 
@@ -63,13 +70,37 @@ def build(space: Space, config: MixtureConfig) -> Model:
     if isinstance(kinds, str):
         kinds = usual_kinds(space.fields, "histogram") if kinds == "auto" else [kinds] * len(space.fields)
     classes = len(space.classes)
-    family: Family = columns_family(
-        max(classes, 1) * config.k, space.fields, kinds, smoothing=config.smoothing, strength=config.strength,
-        bins=config.bins, floor=config.floor,
-    )  # fmt: skip
-    model = Mixture(in_space(family, space), config.k, classes, config.weight_prior, config.restarts)
+    k = config.k if classes else _labels(space) * config.k
+    model = Mixture(_family(space, config, kinds), k, classes, config.weight_prior, config.restarts)
     model.space = space
     return model
+
+
+def _target(space: Space) -> int | None:
+    """The column of labels of a table, if they are few."""
+    target = space.target_index if isinstance(space, Table) else None
+    few = target is not None and space.fields[target].kind == "category" and space.fields[target].levels <= MOST_LABELS
+    return target if few else None
+
+
+def _labels(space: Space) -> int:
+    """How many labels have classes of their own, at least 1."""
+    target = _target(space)
+    return max(len(space.classes), 1) if target is None else space.fields[target].levels
+
+
+def _family(space: Space, config: MixtureConfig, kinds: Sequence[str]) -> Family:
+    members, target = _labels(space) * config.k, _target(space)
+    columns = [c for c in range(len(space.fields)) if c != target]
+    own = [space.fields[c] for c in columns]
+    family: Family = columns_family(
+        members, own, [kinds[c] for c in columns], smoothing=config.smoothing, strength=config.strength,
+        bins=config.bins, floor=config.floor,
+    )  # fmt: skip
+    if target is not None:
+        label = Label(_labels(space), space.fields[target].missing, config.k)
+        family = Product([([target], label), (columns, family)])
+    return in_space(family, space)
 
 
 def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
@@ -90,7 +121,7 @@ def suggest(space: Space, rows: Rows, seconds: float) -> MixtureConfig:
         return base
     operations = SHARE * seconds * OPERATIONS_PER_SECOND
     histogram, normal = usual_kinds(space.fields, "histogram"), usual_kinds(space.fields, "gaussian")
-    rows_of_class = len(train) // max(len(space.classes), 1)
+    rows_of_class = len(train) // _labels(space)
     few = replace(base, k=_power(min(8, rows_of_class // 8)), kinds=tuple(histogram))
     if histogram != normal:
         search = _Search(space, train[:KIND_ROWS], test[:KIND_ROWS], 0.4 * operations)
@@ -127,9 +158,10 @@ class _Search:
         fields = self.space.fields
         kinds = [config.kinds] * len(fields) if isinstance(config.kinds, str) else config.kinds
         columns = sum(ROUNDED if k == "gaussian" and f.kind == "grid" else 1 for k, f in zip(kinds, fields))
-        classes = max(len(self.space.classes), 1)
+        classes = _labels(self.space)
         tables = classes * config.bins * len(fields) * (classes + 5)  # each class's statistics have places for all
-        return (SEARCH_STEPS + 5) * config.k * (len(self.train) * columns + tables)
+        seen = config.k if self.space.classes else classes * config.k  # members a row is weighed by
+        return (SEARCH_STEPS + 5) * (len(self.train) * columns * seen + tables * config.k)
 
     def affords(self, config: MixtureConfig) -> bool:
         return self.cost(config) <= self.left
@@ -161,7 +193,7 @@ class _Search:
         """For every column its kind in `config` or the other, whichever scores held-out rows best given the members."""
         model = self.fit(config)
         r, r_test = (model.responsibilities(rows.x).flatten(1) for rows in (self.train, self.test))
-        families = [model.family, in_space(self._family(config, other), self.space)]
+        families = [model.family, _family(self.space, config, other)]
         families[1].initialise(self.train.x, r)
         for _ in range(3):
             families[1].maximise(families[1].expect(self.train.x, r))
@@ -171,11 +203,6 @@ class _Search:
         columns = range(len(self.space.fields))
         scores = torch.stack([torch.stack([self._score(f, c, r_test) for c in columns]) for f in families])
         return tuple(mine[c] if i == 0 else other[c] for c, i in enumerate(scores.argmax(0).tolist()))
-
-    def _family(self, config: MixtureConfig, kinds: Sequence[str]) -> Family:
-        members = max(len(self.space.classes), 1) * config.k
-        return columns_family(members, self.space.fields, kinds, smoothing=config.smoothing, strength=config.strength,
-                              bins=config.bins, floor=config.floor)  # fmt: skip
 
     def _score(self, family: Family, column: int, r: Tensor) -> Tensor:
         only = torch.zeros(len(self.test), len(self.space.fields), dtype=torch.bool)
