@@ -126,7 +126,7 @@ def compare(
     of_each = Budget.parse(each) if each is not None else whole if whole.seconds is None else None
     total = whole.seconds if of_each is None else None
     _known([] if models == ["all"] else models)
-    forge = Forge()  # warms up while the data are read and the null rows judged
+    forge = Forge()
     dataset = open_data(str(data), **opening)
     entries = suitable(dataset, models)
     folder = Path(out) if out is not None else Path("reports") / dataset.name
@@ -243,12 +243,19 @@ class _Table:
 
     def judge_nulls(self) -> None:
         samples = nulls.null_samples(self.dataset, self.judge.samples_wanted)
+        waiting: list[str] = []
         for name, drawn in samples.items():
             self.observer.judging(name)
             self.nulls[name] = judge_null(self.folder / "nulls", name, drawn, self.judge, self.plane)
             write_exhibit(self.folder, name, self.nulls[name].exhibit)
-        for name, judged in self.nulls.items():
-            self._add(null_row(name, judged, *self._ends()))
+            waiting.append(name)
+            if nulls.FLOOR in self.nulls and nulls.CEILING in self.nulls:  # the ends of the scale of every row
+                for ready in waiting:
+                    self._add(null_row(ready, self.nulls[ready], *self._ends()))
+                waiting = []
+                self.forge.warm()  # while the last null row is judged
+        for name in waiting:
+            self._add(null_row(name, self.nulls[name], *self._ends()))
 
     def fit_and_judge(
         self, entry: Entry, data: str, budget: Budget, seed: int, opening: Mapping[str, Any], fresh: bool, plan: _Plan

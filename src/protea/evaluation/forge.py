@@ -18,11 +18,14 @@ from typing import IO, Any
 
 
 class Forge:
-    """Starts the warm interpreter at once and forks jobs from it, one at a time."""
+    """Starts the warm interpreter and forks jobs from it, one at a time."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
-        if hasattr(os, "fork"):
+
+    def warm(self) -> None:
+        """Begin to warm up, in the background."""
+        if self.process is None and hasattr(os, "fork"):
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "protea.cli.forge"], text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -30,6 +33,7 @@ class Forge:
 
     def start(self, arguments: Sequence[str], log: Path) -> Job:
         """Run `protea ARGUMENTS`, its words in `log`; in an interpreter of its own where nothing can be forked."""
+        self.warm()
         if self.process is None or self.process.poll() is not None:
             return Job(log, arguments, None)
         return Job(log, arguments, self.process)
