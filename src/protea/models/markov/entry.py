@@ -19,7 +19,8 @@ from protea.models.markov.topology import topology
 from protea.space import Rows, Space
 from protea.spaces import Series, Tokens
 
-OPERATIONS_PER_SECOND, ROUNDS = 2e9, 60  # of the scan on one core; EM steps to allow for
+OPERATIONS_PER_SECOND, ROUNDS = 5e9, 30  # of the scan on one core; EM steps to allow for
+SHARE = 0.7  # of the budget, for these steps
 MOST = 64  # states that are suggested
 
 
@@ -72,7 +73,7 @@ def build(space: Space, config: HMMConfig) -> Model:
 
 
 def suggest(space: Space, rows: Rows, seconds: float) -> HMMConfig:
-    """As many states as a fifth of the budget affords for sixty steps of EM, and no fewer than 100 steps of data each.
+    """As many states as the budget affords for thirty steps of EM, with no fewer than 100 steps of data each.
 
     Series of up to 8 channels get full covariances, others diagonal ones.
     """
@@ -80,7 +81,7 @@ def suggest(space: Space, rows: Rows, seconds: float) -> HMMConfig:
     share = max(len(space.classes), 1)
     k = 2
     while 2 * k <= MOST and 2 * k * 100 * share <= steps:
-        if ROUNDS * steps * (2 * k) ** 2 * 6 > 0.2 * seconds * OPERATIONS_PER_SECOND:
+        if ROUNDS * steps * (2 * k) ** 2 * 6 > SHARE * seconds * OPERATIONS_PER_SECOND:
             break
         k *= 2
     full = isinstance(space, Series) and len(space.names) <= 8
