@@ -26,6 +26,7 @@ from protea.errors import ConfigError, Diverged
 from protea.nn.dropout import dropout_noise
 from protea.training import ema as averages
 from protea.training import parallel
+from protea.training.muon import Muon
 from protea.training.optim import AdamW, Optimizer, OptimizerFactory, adamw
 from protea.training.precision import Precision, autocast, resolve
 from protea.training.schedule import Schedule, warmup_cosine
@@ -258,7 +259,9 @@ class Gradient(Learner):
 
         def counter(value: Tensor, optimizer: Optimizer) -> Tensor:
             beside = (
-                isinstance(optimizer, AdamW) or optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+                isinstance(optimizer, (AdamW, Muon))
+                or optimizer.defaults.get("fused")
+                or optimizer.defaults.get("capturable")
             )
             return value.clone().to(self._device if beside else "cpu")
 

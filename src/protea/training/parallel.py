@@ -116,6 +116,25 @@ def like(whole: Tensor, pattern: Tensor) -> Tensor:
     return whole.clone()
 
 
+def gather(held: Tensor, pattern: Tensor) -> Tensor:
+    """The whole of a tensor of which this rank holds what it holds of `pattern`."""
+    if not sharded(pattern):
+        return held
+    from torch.distributed.tensor import DTensor
+
+    layout = {"shape": pattern.shape, "stride": pattern.stride()}
+    return DTensor.from_local(held, pattern.device_mesh, pattern.placements, run_check=False, **layout).full_tensor()
+
+
+def part(whole: Tensor, pattern: Tensor) -> Tensor:
+    """What this rank holds of `pattern`, of a whole tensor that every rank has: `gather` backwards."""
+    if not sharded(pattern):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, pattern.device_mesh, pattern.placements, src_data_rank=None).to_local()
+
+
 def fsdp(*blocks: type[nn.Module]) -> Callable[[nn.Module], None]:
     """A `prepare` for `Gradient`: shard parameters, gradients and optimizer state over the ranks (FSDP2).
 
