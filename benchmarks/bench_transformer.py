@@ -11,7 +11,8 @@ from harness import compare, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from protea.models import MODELS
-from protea.models.autoregressive.transformer import Transformer, TransformerConfig
+from protea.models.autoregressive.language import LanguageModel
+from protea.models.autoregressive.transformer import TransformerConfig
 from protea.spaces import Tokens
 
 LAYERS, WIDTH, HEADS, HIDDEN, VOCABULARY, BATCH, LENGTH = 4, 128, 4, 344, 256, 12, 64
@@ -24,7 +25,7 @@ def main() -> None:
     )
     space = Tokens(LENGTH, vocabulary=VOCABULARY)
     ours = MODELS["transformer"].build(space, config)
-    assert isinstance(ours, Transformer)
+    assert isinstance(ours, LanguageModel)
     peer = LlamaForCausalLM(LlamaConfig(
         vocab_size=VOCABULARY + 1, hidden_size=WIDTH, intermediate_size=HIDDEN, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=LENGTH,

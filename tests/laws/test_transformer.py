@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from protea.errors import DataError, NotSupported
-from protea.models.autoregressive.transformer import ENTRY, Transformer, TransformerConfig, build
+from protea.models.autoregressive.language import LanguageModel
+from protea.models.autoregressive.transformer import ENTRY, TransformerConfig, build
 from protea.rng import Streams
 from protea.space import Rows
 from protea.spaces import Tokens
@@ -14,7 +15,7 @@ from protea.spaces import Tokens
 SMALL = TransformerConfig(n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_ff=24, context=16)
 
 
-def made(length: int = 8, vocabulary: int = 3, classes: tuple[str, ...] = ()) -> Transformer:
+def made(length: int = 8, vocabulary: int = 3, classes: tuple[str, ...] = ()) -> LanguageModel:
     model = build(Tokens(length, vocabulary=vocabulary, tokenizer="ids", classes=classes), SMALL)
     with torch.no_grad():
         for p in model.parameters():

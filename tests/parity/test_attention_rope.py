@@ -7,7 +7,8 @@ import torch
 
 from protea.errors import ConfigError
 from protea.nn.attention import GQA, pool_heads, reference, sdpa
-from protea.nn.cache import Cache, Context, causal_context
+from protea.nn.cache import Cache
+from protea.nn.context import Context, Seen, plain_context
 from protea.nn.mlp_gated import GatedMLP, SwiGLU
 from protea.nn.norm import RMSNorm
 from protea.nn.position import RoPE, half_split, interleaved, rope_frequencies, rotate
@@ -74,10 +75,10 @@ def test_rope_depends_on_the_distance_alone(evidence):
 @pytest.mark.parametrize("kv", [1, 2, 4])
 def test_kernels_agree_with_the_definition(kv, evidence):
     q, k, v = torch.randn(B, H, T, D), torch.randn(B, kv, T, D), torch.randn(B, kv, T, D)
-    full = Context(torch.arange(T), causal=False)
+    slots = torch.arange(T)
     ragged = torch.arange(T) < torch.tensor([[5], [T]])  # keys of a shorter text are hidden
-    masked = Context(torch.arange(T), mask=ragged[:, None, None])
-    reached = max(gap(sdpa(q, k, v, c), reference(q, k, v, c)) for c in (full, masked, causal_context(T)))
+    views = Seen(slots, slots), Seen(slots, slots, causal=True), Seen(slots, slots, ragged[:, None, None])
+    reached = max(gap(sdpa(q, k, v, s), reference(q, k, v, s)) for s in views)
     evidence(id="AR-06", system="Attention", claim=f"fused kernel, {H} heads on {kv}", reference="definition",
              reached=reached, tolerance=1e-6, unit="max abs")  # fmt: skip
 
@@ -92,7 +93,7 @@ def test_multi_head_equals_torchs(evidence):
     hidden = ~torch.ones(T, T, dtype=torch.bool).tril()
     want = theirs(x, x, x, attn_mask=hidden, need_weights=False)[0]
     evidence(id="AR-06", system="Attention", claim="multi-head, causal", reference="torch.nn.MultiheadAttention",
-             reached=gap(ours(x, causal_context(T)), want), tolerance=1e-6, unit="max abs")  # fmt: skip
+             reached=gap(ours(x, plain_context(T)), want), tolerance=1e-6, unit="max abs")  # fmt: skip
     order = torch.randperm(T)  # without positions and mask, attention is equivariant
     blind = Context(torch.arange(T), causal=False)
     assert gap(ours(x[:, order], blind), ours(x, blind)[:, order]) < 1e-6
@@ -107,7 +108,7 @@ def test_grouped_heads_share_their_keys(evidence):
                 p.copy_(p.unflatten(0, (2, 2, D))[:, :1].expand(2, 2, D, *p.shape[1:]).reshape(p.shape))
     few = pool_heads(many, 2)
     caches = Cache(T), Cache(T)
-    a, b = many(x, causal_context(T, caches[0])), few(x, causal_context(T, caches[1]))
+    a, b = many(x, caches[0].context(T)), few(x, caches[1].context(T))
     assert caches[1].nbytes * 2 == caches[0].nbytes == 2 * B * H * T * D * 4
     evidence(id="AR-15", system="Grouped-query attention", claim="2 shared heads equal 4 that repeat them",
              reference="multi-head attention", reached=gap(a, b), tolerance=1e-6, unit="max abs")  # fmt: skip

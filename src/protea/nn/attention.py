@@ -1,9 +1,9 @@
 r"""Attention = projector x position x kernel.
 
-A *kernel* maps q (B, H, T, D), k and v (B, H_kv, S, D) to softmax(q k^T / sqrt(D) + mask) v, where query
-head h reads key head h // (H / H_kv). A *projector* makes q, k, v of the residual stream and
-returns to it: grouped-query attention (Ainslie et al. 2023, "GQA") has multi-head (H_kv = H;
-Vaswani et al. 2017) and multi-query (H_kv = 1; Shazeer 2019) attention as its ends.
+A *kernel* maps q (B, H, T, D), k and v (B, H_kv, S, D) to softmax(scale q k^T + mask) v, where query
+head h reads key head h // (H / H_kv), and scale is 1 / sqrt(D) unless told. A *projector* makes q, k,
+v of the residual stream and returns to it: grouped-query attention (Ainslie et al. 2023, "GQA") has
+multi-head (H_kv = H; Vaswani et al. 2017) and multi-query (H_kv = 1; Shazeer 2019) attention as its ends.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from protea.errors import ConfigError
-from protea.nn.cache import Context
+from protea.nn.context import Context, Seen
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Context], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Seen, float | None], Tensor]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None) -> Tensor:
     """PyTorch's fused kernel."""
     grouped = q.shape[1] != k.shape[1]
     return nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=ctx.mask, is_causal=ctx.causal and ctx.mask is None, enable_gqa=grouped
+        q, k, v, attn_mask=seen.mask, is_causal=seen.causal, scale=scale, enable_gqa=grouped
     )
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, ctx: Context) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None) -> Tensor:
     """The definition, term by term."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    mask = ctx.mask
-    if mask is None and ctx.causal:
+    scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
+    mask = seen.mask
+    if mask is None and seen.causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -50,19 +50,22 @@ class GQA(nn.Module):
         d_head: width of a head; d_model / n_heads when None.
         position: called on queries and on keys with the context's positions; None for none.
         kernel: see the module.
+        window: a token sees itself and the window - 1 before it; None for all.
+        scale: of the scores; None for 1 / sqrt(d_head).
         bias: whether q, k and v have one.
 
     Raises:
         ConfigError: heads that do not divide.
 
-    >>> from protea.nn.cache import causal_context
-    >>> GQA(16, 4, 2)(torch.zeros(3, 5, 16), causal_context(5)).shape
+    >>> from protea.nn.context import plain_context
+    >>> GQA(16, 4, 2)(torch.zeros(3, 5, 16), plain_context(5)).shape
     torch.Size([3, 5, 16])
     """
 
     def __init__(
         self, d_model: int, n_heads: int, n_kv_heads: int, *, d_head: int | None = None,
-        position: nn.Module | None = None, kernel: Kernel = sdpa, bias: bool = False,
+        position: nn.Module | None = None, kernel: Kernel = sdpa, window: int | None = None,
+        scale: float | None = None, bias: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if n_heads % n_kv_heads or (d_head is None and d_model % n_heads):
@@ -75,7 +78,7 @@ class GQA(nn.Module):
         self.k = nn.Linear(d_model, n_kv_heads * self.d_head, bias=bias)
         self.v = nn.Linear(d_model, n_kv_heads * self.d_head, bias=bias)
         self.o = nn.Linear(n_heads * self.d_head, d_model, bias=False)
-        self.position, self.kernel = position, kernel
+        self.position, self.kernel, self.window, self.scale = position, kernel, window, scale
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
@@ -85,8 +88,8 @@ class GQA(nn.Module):
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         if self.position is not None:
             q, k = self.position(q, ctx.positions), self.position(k, ctx.positions)
-        k, v = ctx.remember(k, v)
-        return self.o(self.kernel(q, k, v, ctx).transpose(1, 2).flatten(2))
+        (k, v), seen = ctx.remember(k, v, window=self.window)
+        return self.o(self.kernel(q, k, v, seen, self.scale).transpose(1, 2).flatten(2))
 
 
 @torch.no_grad()
@@ -96,7 +99,7 @@ def pool_heads(attention: GQA, n_kv_heads: int) -> GQA:
     bias = q.bias is not None
     out = GQA(
         q.in_features, q.out_features // d, n_kv_heads, d_head=d, position=attention.position,
-        kernel=attention.kernel, bias=bias,
+        kernel=attention.kernel, window=attention.window, scale=attention.scale, bias=bias,
     )  # fmt: skip
     out.q.load_state_dict(q.state_dict())
     out.o.load_state_dict(attention.o.state_dict())

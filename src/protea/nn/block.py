@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from protea.nn.cache import Context
+from protea.nn.context import Context
 
 
 class Branch(nn.Module):
@@ -44,10 +44,10 @@ class Block(nn.Module):
     """Branches in turn.
 
     >>> import torch
-    >>> from protea.nn.cache import causal_context
+    >>> from protea.nn.context import plain_context
     >>> from protea.nn.mlp_gated import SwiGLU
     >>> from protea.nn.norm import RMSNorm
-    >>> Block([Branch(RMSNorm(8), SwiGLU(8, 16))])(torch.zeros(1, 2, 8), causal_context(2)).shape
+    >>> Block([Branch(RMSNorm(8), SwiGLU(8, 16))])(torch.zeros(1, 2, 8), plain_context(2)).shape
     torch.Size([1, 2, 8])
     """
 

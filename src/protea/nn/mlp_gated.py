@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from protea.nn.cache import Context
+from protea.nn.context import Context
 
 
 class GatedMLP(nn.Module):

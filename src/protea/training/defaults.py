@@ -9,8 +9,8 @@ from typing import Any
 from protea.core import Countable, Learner, Model, Normalised, Phase
 from protea.errors import NotSupported
 from protea.models.adversarial.wgan import WGAN
+from protea.models.autoregressive.language import LanguageModel
 from protea.models.autoregressive.ngram import NGram
-from protea.models.autoregressive.transformer import Transformer
 from protea.models.boltzmann.boltzmann import Boltzmann
 from protea.models.diffusion.gaussian import GaussianDiffusion
 from protea.models.flow.spline_coupling import Flow
@@ -122,9 +122,9 @@ def _boltzmann(model: Boltzmann, *, budget: Budget | None = None, seed: int = 0,
 
 
 @default_learner.register
-def _transformer(model: Transformer, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
+def _transformer(model: LanguageModel, *, budget: Budget | None = None, seed: int = 0, **options: Any) -> Learner:
     """AdamW at 6e-3 for a width of 64, falling with its square root; 8 tokens of a step for each unit of width."""
-    width, length = model.net.embed.embedding_dim, model.space.event[0]
+    width, length = model.net.embed.weight.shape[1], model.space.event[0]
     parts: dict[str, Any] = {"optimizer": adamw(6e-3 * (64 / width) ** 0.5, weight_decay=0.1, betas=(0.9, 0.95)),
              "batch_size": max(2, min(8 * width, 8192) // length)}  # fmt: skip
     return Gradient(model, [Phase("nll", list(model.parameters()), token_nll(model))], **(parts | options))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from protea.nn.block import Block
-from protea.nn.cache import Cache, Context, causal_context
+from protea.nn.context import Context, Memory, plain_context
+from protea.nn.tokens import TokenEmbedding
 
 
 class Decoder(nn.Module):
@@ -20,30 +21,51 @@ class Decoder(nn.Module):
         norm: of the last residual stream.
         outputs: how many tokens can follow.
         tie: use the first `outputs` rows of the embedding as the head's weights.
+        finish: applied to the logits (a scale, a soft cap), or None.
 
     Note:
-        With a cache the ids continue the texts it holds, and the call that computed all layers advances it.
+        With a memory the ids continue the texts it holds, and the call that computed all layers advances it.
     """
 
     def __init__(
-        self, embed: nn.Embedding, blocks: Sequence[Block], norm: nn.Module, outputs: int, tie: bool = False
-    ) -> None:
+        self, embed: TokenEmbedding, blocks: Sequence[Block], norm: nn.Module, outputs: int, tie: bool = False,
+        finish: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embed, self.blocks, self.norm, self.outputs = embed, nn.ModuleList(blocks), norm, outputs
-        self.head = None if tie else nn.Linear(embed.embedding_dim, outputs, bias=False)
+        self.head = None if tie else nn.Linear(embed.weight.shape[1], outputs, bias=False)
+        self.finish = finish
 
-    def hidden(self, tokens: Tensor, ctx: Context) -> Tensor:
-        """The normalised residual stream after the last block, (B, T, d_model)."""
-        x = self.embed(tokens)
+    def stream(self, x: Tensor, ctx: Context) -> Tensor:
+        """The normalised residual stream after the last block, (B, T, d_model), of one that enters the first."""
         for layer, block in enumerate(self.blocks):
             x = block(x, ctx.at(layer))
         return self.norm(x)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        h = self.hidden(tokens, causal_context(tokens.shape[1], cache, tokens.device))
+    def hidden(self, tokens: Tensor, ctx: Context) -> Tensor:
+        """The normalised residual stream after the last block, (B, T, d_model), of token ids."""
+        return self.stream(self.embed(tokens, ctx), ctx)
+
+    def read(self, h: Tensor) -> Tensor:
+        """Logits (..., outputs) of a normalised residual stream (..., d_model)."""
+        head = self.embed.weight[: self.outputs] if self.head is None else self.head.weight
+        logits = nn.functional.linear(h, head)
+        return logits if self.finish is None else self.finish(logits)
+
+    def forward(
+        self, tokens: Tensor, cache: Memory | None = None, *, pad: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits; `pad` and `documents` (see `plain_context`) say how rows without a memory are laid out."""
+        t = tokens.shape[1]
+        if cache is None:
+            ctx = plain_context(t, tokens.device, pad=pad, documents=documents)
+        else:
+            ctx = cache.context(t, tokens.device)
+        h = self.hidden(tokens, ctx)
         if cache is not None:
-            cache.advance(tokens.shape[1])
-        return nn.functional.linear(h, self.embed.weight[: self.outputs]) if self.head is None else self.head(h)
+            cache.advance(t)
+        return self.read(h)
 
 
 @torch.no_grad()

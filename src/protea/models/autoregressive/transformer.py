@@ -1,10 +1,6 @@
-r"""The decoder-only transformer: exact likelihood of a text by the chain rule, all conditionals in one pass.
+r"""The decoder-only transformer on which the field converged (Vaswani et al. 2017; Llama: Touvron et al. 2023).
 
-    log p(x_1 .. x_T) = sum_t log softmax(W h_t)[x_t],     h_t a function of x_0 .. x_{t-1},
-
-with x_0 the begin-of-text token (Vaswani et al. 2017). The blocks are those on which the field
-converged (Llama; Touvron et al. 2023): RMSNorm before each branch, rotary positions, grouped-query
-attention, SwiGLU, no biases.
+RMSNorm before each branch, rotary positions, grouped-query attention, SwiGLU, no biases.
 """
 
 from __future__ import annotations
@@ -12,22 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from protea.core import NextToken, Normalised
-from protea.errors import DataError
 from protea.models.autoregressive.decoder import Decoder, init_decoder
+from protea.models.autoregressive.language import LanguageModel
 from protea.models.entry import Entry
-from protea.models.labels import class_frequencies, draw_labels, each_label, marginalise
 from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
-from protea.nn.cache import Cache
 from protea.nn.mlp_gated import SwiGLU
 from protea.nn.norm import RMSNorm
 from protea.nn.position import RoPE, rope_frequencies
-from protea.rng import Streams
-from protea.samplers.tokens import generate
+from protea.nn.tokens import TokenEmbedding
 from protea.space import Rows, Space
 from protea.spaces import Tokens
 
@@ -60,71 +49,8 @@ def llama(config: TransformerConfig, inputs: int, outputs: int) -> Decoder:
         ])  # fmt: skip
 
     blocks = [block() for _ in range(c.n_layers)]
-    net = Decoder(nn.Embedding(inputs, c.d_model), blocks, RMSNorm(c.d_model, c.norm_eps), outputs, c.tie)
+    net = Decoder(TokenEmbedding(inputs, c.d_model), blocks, RMSNorm(c.d_model, c.norm_eps), outputs, c.tie)
     return init_decoder(net)
-
-
-class Transformer(Normalised, NextToken):
-    """A text of T tokens under a causal network.
-
-    Begin-of-text is the id V, or V + y for a text of class y: a label is what the text begins with.
-
-    Args:
-        space: texts of T tokens of a vocabulary of V.
-        net: reads ids 0 .. V - 1 + max(classes, 1), predicts 0 .. V - 1.
-        context: most tokens that `logits` may see.
-
-    >>> from protea.spaces import Tokens
-    >>> model = build(Tokens(5, vocabulary=3, tokenizer="ids"), TransformerConfig(n_layers=1, d_model=8, d_ff=16))
-    >>> every_text = torch.cartesian_prod(*[torch.arange(3)] * 5)
-    >>> round(model.log_prob(every_text).exp().sum().item(), 4)
-    1.0
-    """
-
-    block = 8
-    class_prior: Tensor
-
-    def __init__(self, space: Tokens, net: Decoder, context: int) -> None:
-        super().__init__()
-        self.space, self.net, self.context, self.begin = space, net, context, space.vocabulary
-        self.register_buffer("class_prior", torch.full((n := len(space.classes),), 1 / max(n, 1), dtype=torch.float64))
-
-    def initialise(self, rows: Rows, seed: int = 0) -> None:
-        if len(self.class_prior):
-            self.class_prior = class_frequencies(rows, len(self.class_prior)).to(self.class_prior)
-
-    def _begin(self, cond: Tensor | None, n: int, device: torch.device) -> Tensor:
-        """(n, 1) begin-of-text ids."""
-        begin = torch.full((n, 1), self.begin, device=device)
-        return begin if cond is None or len(self.class_prior) == 0 else begin + cond[:, None]
-
-    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        if cond is None and len(self.class_prior):
-            return marginalise(self.class_prior, self.log_prob(*each_label(self.class_prior, x)))
-        logits = self.logits(torch.cat((self._begin(cond, len(x), x.device), x[:, :-1]), 1))
-        nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), x.flatten(), reduction="none")
-        return -nats.reshape(x.shape).sum(1)
-
-    def logits(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """(B, T) ids, begin-of-text where the caller wants it, to (B, T, V).
-
-        Raises:
-            DataError: more tokens than the context.
-        """
-        end = tokens.shape[1] + (0 if cache is None else cache.length)
-        if end > self.context:
-            raise DataError(
-                f"{end} tokens do not fit in the model's context of {self.context}.",
-                "Shorten the prompt, ask for fewer new tokens, or train with a longer context.",
-            )
-        return self.net(tokens, cache)
-
-    def new_cache(self, batch: int, length: int) -> Cache:
-        return Cache(length)
-
-    def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
-        begin = self._begin(draw_labels(self.class_prior, rng, cond), len(rng), rng.device)
-        return generate(self, begin, self.space.length, rng=rng)
 
 
 def suggest(space: Space, train: Rows, seconds: float) -> TransformerConfig:
@@ -144,10 +70,10 @@ def suggest(space: Space, train: Rows, seconds: float) -> TransformerConfig:
     return TransformerConfig(width // 32 + 2, width, heads, heads, d_ff, context=space.length)
 
 
-def build(space: Space, config: TransformerConfig) -> Transformer:
+def build(space: Space, config: TransformerConfig) -> LanguageModel:
     assert isinstance(space, Tokens)
     v = space.vocabulary
-    return Transformer(space, llama(config, v + max(1, len(space.classes)), v), max(config.context, space.length))
+    return LanguageModel(space, llama(config, v + max(1, len(space.classes)), v), max(config.context, space.length))
 
 
 ENTRY = Entry(
