@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from protea.core import Batch
 from protea.errors import ConfigError, DataError
 from protea.rng import Streams, fold, permutation
 from protea.space import Rows
 from protea.training import parallel
+
+
+class Source(Protocol):
+    """Rows that may lie on a disk: numbered 0 .. n-1, read when asked for (`Rows` are one)."""
+
+    @property
+    def x(self) -> Tensor: ...  # only its device is asked for
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor, /) -> Rows: ...
 
 
 class Batches:
@@ -25,7 +39,7 @@ class Batches:
     True
     """
 
-    def __init__(self, rows: Rows, size: int, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, rows: Rows | Source, size: int, seed: int, device: torch.device | str = "cpu") -> None:
         if len(rows) == 0:
             raise DataError(
                 "There are no training rows.", "Give more data, or a smaller share for validation and holdout."

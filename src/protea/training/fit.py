@@ -19,7 +19,7 @@ from protea.core import Learner, Model
 from protea.errors import CheckpointError, Diverged
 from protea.space import Rows
 from protea.training import files, parallel, precision
-from protea.training.batches import Batches, default_size
+from protea.training.batches import Batches, Source, default_size
 from protea.training.budget import Budget, Pace
 from protea.training.checkpoint import Keeper, load_weights, weights
 from protea.training.defaults import default_learner
@@ -54,7 +54,7 @@ class FitResult:
 
 
 def fit(
-    model: Model, train: Rows, validation: Rows | None = None, *, budget: Budget,
+    model: Model, train: Rows | Source, validation: Rows | None = None, *, budget: Budget,
     learner: Learner | None = None,
     run: Path | str | None = None,
     seed: int = 0,
@@ -72,7 +72,8 @@ def fit(
 
     Args:
         model: initialised (`model.initialise`); afterwards it holds the best judged weights, else the averaged ones.
-        train, validation: rows in canonical units; validation rows are for judging only.
+        train, validation: rows in canonical units, those for training perhaps on a disk (see `data.packing`);
+            validation rows are for judging only.
         budget: what may be spent. Seconds count from this call, plus `spent`.
         learner: how it learns; None asks `default_learner`.
         run: a folder for weights, checkpoints and metrics; None keeps everything in memory.
@@ -106,7 +107,7 @@ class _Loop:
     """The state of one fit."""
 
     def __init__(
-        self, model: Model, train: Rows, validation: Rows | None, budget: Budget, learner: Learner | None,
+        self, model: Model, train: Rows | Source, validation: Rows | None, budget: Budget, learner: Learner | None,
         run: Path | None, seed: int, batch_size: int | None, judge: Judge | Literal["auto"] | None,
         patience: int | None, shown: Progress, device: torch.device | None, spent: float,
     ) -> None:  # fmt: skip

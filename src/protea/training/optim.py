@@ -63,10 +63,10 @@ def decay_groups(model: nn.Module, params: Sequence[nn.Parameter], weight_decay:
     """Two groups: weight decay for matrices and kernels; none for biases, norms' gains and embeddings.
 
     A norm's gain, a bias and a scale have at most one dimension; embeddings are those of `nn.Embedding`
-    and parameters whose name says so.
+    and parameters whose own name, or whose module's, says so.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    embeddings |= {id(p) for name, p in model.named_parameters() if "embed" in name.rsplit(".", 1)[-1].lower()}
+    embeddings |= {id(p) for name, p in model.named_parameters() if "embed" in ".".join(name.split(".")[-2:]).lower()}
     decayed = [p for p in params if p.ndim > 1 and id(p) not in embeddings]
     kept = [p for p in params if p.ndim <= 1 or id(p) in embeddings]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
