@@ -97,15 +97,14 @@ class Context:
         """
         if self.cache is not None:
             return self.cache.remember(self, window, *new)
-        t = new[0].shape[-2]
-        if (window, t) not in self.shared:
-            self.shared[window, t] = self._seen(t, window)
-        return new, self.shared[window, t]
+        if ("seen", window) not in self.shared:
+            self.shared["seen", window] = self._seen(new[0].shape[-2], window)
+        return new, self.shared["seen", window]
 
     def _seen(self, t: int, window: int | None) -> Seen:
         slots = torch.arange(t, device=self.positions.device)
         valid = self.valid
-        narrow = window is not None and window < t
+        narrow = window is not None and (torch.compiler.is_exporting() or window < t)  # a graph must hold for any t
         if valid is None and self.documents is None and not narrow:
             return Seen(slots, slots, causal=self.causal)
         mask = visible(slots, slots, window if narrow else None, self.causal)
