@@ -71,3 +71,7 @@ def nearest(name: str, known: object) -> str:
     names = [str(k) for k in known]  # type: ignore[attr-defined]
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(sorted(names))}."
+
+
+class ParityError(ProteaError):
+    """An exported model does not say what the original says."""
