@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from protea.cli.export import write
+from protea.cli.sample_files import write
 from protea.data.open import open_data
 from protea.distributions.categorical import Categorical
 from protea.errors import DataError

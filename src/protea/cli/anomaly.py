@@ -38,7 +38,7 @@ def anomaly(
     """
     from protea import api
     from protea.cli.console import print_json, stdout
-    from protea.cli.export import _atomic
+    from protea.cli.sample_files import _atomic
     from protea.data.rows import read_rows
 
     model = api.load(run)

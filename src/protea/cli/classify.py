@@ -31,7 +31,7 @@ def classify(
 
     from protea import api
     from protea.cli.console import print_json, stdout
-    from protea.cli.export import _atomic
+    from protea.cli.sample_files import _atomic
     from protea.data.rows import read_rows
     from protea.inference.classify import judge_probabilities, reliability
     from protea.inference.labelling import encode_unlabelled, labelling

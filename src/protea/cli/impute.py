@@ -68,7 +68,7 @@ def impute(
         files = [str(_write(c, out if draws is None else out.with_stem(f"{out.stem}-{i + 1}"), model.space.kind))
                  for i, c in enumerate(copies)]  # fmt: skip
     if json:
-        from protea.cli.export import preview
+        from protea.cli.sample_files import preview
 
         shown = {"files": files} if files else {"rows": [preview(c, model.space) for c in copies]}
         print_json({**facts, **shown})
@@ -81,7 +81,7 @@ def impute(
 
 
 def _write(samples: Any, path: Path, kind: str) -> Path:
-    from protea.cli.export import write
+    from protea.cli.sample_files import write
 
     return write(samples, kind, path)[0]
 

@@ -31,7 +31,7 @@ def sample(
     """
     from protea import api
     from protea.cli.console import print_json, stderr, stdout
-    from protea.cli.export import preview, write
+    from protea.cli.sample_files import preview, write
 
     model = api.load(run)
     samples = model.sample(n, seed=seed, start=start, label=class_)

@@ -27,7 +27,7 @@ def score(
     """
     from protea import api
     from protea.cli.console import print_json, stdout
-    from protea.cli.export import _atomic
+    from protea.cli.sample_files import _atomic
 
     scores = api.load(run).score_data(data, n=n, draws=draws, seed=seed)
     if out is not None:
