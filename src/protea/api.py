@@ -109,7 +109,7 @@ class Run:
             from protea.inference.missing import log_evidence
 
             nats = log_evidence(self.model, x, ~self._unknown(x))
-            values, unit = self.space.likelihood(nats)
+            values, _, unit = self.space.measure(nats, x)
             return Scores(nats, values, unit, "exact")
         model, parts = self.model, []
         for i in range(0, len(x), BATCH):
@@ -128,7 +128,7 @@ class Run:
                     "See the column 'can' of `protea models`.",
                 )
         nats = torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
-        values, unit = self.space.likelihood(nats)
+        values, _, unit = self.space.measure(nats, x)
         return Scores(nats, values, unit, exactness_of(model, seed))
 
     def _unknown(self, x: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class Run:
         x = (self.encode(rows.raw) if rows.x is None else rows.x)[:n]
         scores = self.score_rows(x, draws=draws, seed=seed)
         return {
-            "run": str(self.path), "data": str(data), "n": len(x), "mean": float(scores.values.mean()),
+            "run": str(self.path), "data": str(data), "n": len(x), "mean": self.space.measure(scores.nats, x).mean,
             "unit": scores.unit, "exactness": scores.exactness, "draws": draws if scores.exactness != "exact" else None,
             "nats": scores.nats.tolist(), "values": scores.values.tolist(),
         }  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,26 @@ class Field:
     missing: bool = False  # NaN may occur in canonical units
     low: float = -math.inf  # real, grid: no value of the schema lies outside [low, high]
     high: float = math.inf
+
+
+class Measured(NamedTuple):
+    """Likelihoods of rows in the user's unit. The figure of several rows is the mean of values by these weights.
+
+    Args:
+        values: (N,) lower is better.
+        weights: (N,) how much each row holds: its bytes, where rows of text differ in them; else 1.
+        unit: of the values.
+    """
+
+    values: Tensor
+    weights: Tensor
+    unit: str
+
+    @property
+    def mean(self) -> float:
+        """The figure of all rows: their total over the total of what they hold."""
+        w = self.weights.double()
+        return float((self.values.double() * w).sum() / w.sum())
 
 
 class Space(ABC):
@@ -58,6 +78,11 @@ class Space(ABC):
     @abstractmethod
     def likelihood(self, nats: Tensor) -> tuple[Tensor, str]:
         """Nats per sample to the user's figure and its unit ("bits per dimension", "nats per row" ...)."""
+
+    def measure(self, nats: Tensor, x: Tensor) -> Measured:
+        """`likelihood` of rows x (N, *event), with their weights, where what a row holds depends on the row."""
+        values, unit = self.likelihood(nats)
+        return Measured(values, torch.ones(len(x), dtype=torch.float64), unit)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

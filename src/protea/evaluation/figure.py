@@ -123,17 +123,26 @@ def bca_interval(value: float, replicates: Tensor, jackknife: Tensor, level: flo
 
 
 def mean_figure(
-    values: Tensor, protocol: Mapping[str, Any] | None = None, *, seed: int = 0, replicates: int = REPLICATES
-) -> Figure:
+    values: Tensor, protocol: Mapping[str, Any] | None = None, *, seed: int = 0, replicates: int = REPLICATES,
+    weights: Tensor | None = None,
+) -> Figure:  # fmt: skip
     """The mean of per-row values (n,) with the percentile interval of its bootstrap over rows.
+
+    Args:
+        weights: (n,) how much each row holds; a ratio of totals is then drawn anew, total and size together.
 
     >>> str(mean_figure(torch.tensor([2.0, 2.0, 2.0])))
     '2 [2, 2]'
     """
     v = values.detach().cpu().double()
-    means = resample_weights(len(v), replicates, seed, "mean") @ v / len(v)
+    drawn = resample_weights(len(v), replicates, seed, "mean")
+    if weights is None:
+        means, value = drawn @ v / len(v), float(v.mean())
+    else:
+        w = weights.detach().cpu().double()
+        means, value = drawn @ (v * w) / (drawn @ w), float((v * w).sum() / w.sum())
     low, high = percentile_interval(means)
-    return Figure(float(v.mean()), low, high, describe(protocol, replicates, "percentile"))
+    return Figure(value, low, high, describe(protocol, replicates, "percentile"))
 
 
 def describe(protocol: Mapping[str, Any] | None, replicates: int, interval: str, **facts: Any) -> dict[str, Any]:

@@ -114,15 +114,18 @@ def likelihood(
     found = log_likelihood(model, rows, k=k, seed=seed)
     if found is None or len(rows) == 0:
         return None
-    values, unit = model.space.likelihood(found[0])
+    values, weights, unit = model.space.measure(found[0], rows.x)
+    even = bool((weights == 1).all())
     facts: dict[str, Any] = {**(protocol or {}), "n": len(rows), "conditioning": "marginal over labels"}
     if found[1] != "exact":
         facts["k"] = k
-    figure = mean_figure(values, facts, seed=seed)
+    if not even:
+        facts["size"] = int(weights.sum())
+    figure = mean_figure(values, facts, seed=seed, weights=None if even else weights)
     if isinstance(model, Estimated) and found[1] == "estimate":
         error = constant(model, seed).error
-        shifted, _ = model.space.likelihood(found[0] + 1.96 * error)
-        figure = _widened(figure, float((shifted - values).abs().mean()))
+        shifted = model.space.measure(found[0] + 1.96 * error, rows.x)
+        figure = _widened(figure, abs(shifted.mean - figure.value))
     return Likelihood(figure, unit, found[1])
 
 
