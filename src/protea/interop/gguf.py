@@ -189,15 +189,11 @@ def _sizes(writer: Any, c: Config, gguf: Any) -> None:
 
 
 def _tokens(writer: Any, v: Vocabulary, gguf: Any) -> None:
-    writer.add_tokenizer_model(v.model)
-    if v.pre:
-        writer.add_tokenizer_pre(v.pre)
+    writer.add_tokenizer_model("gpt2")  # byte-level BPE
+    writer.add_tokenizer_pre(v.pre)
     writer.add_token_list(v.tokens)
     writer.add_token_types([int(getattr(gguf.TokenType, kind)) for kind in v.kinds])
-    if v.scores:
-        writer.add_token_scores(v.scores)
-    if v.model == "gpt2":
-        writer.add_token_merges(v.merges)
+    writer.add_token_merges(v.merges)
     for number, add in ((v.bos, writer.add_bos_token_id), (v.eos, writer.add_eos_token_id)):
         if number is not None:
             add(number)

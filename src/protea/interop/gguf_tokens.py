@@ -1,32 +1,16 @@
-"""Tokenizers in the form a GGUF file keeps them: a list of pieces, their kinds, and how they merge.
-
-Byte-level tokenizers (model "gpt2") write each byte as one printable character (Radford et al. 2019):
-printable bytes stand for themselves, the others for the characters from U+0100 on.
-"""
+"""Tokenizers in the form a GGUF file keeps them: a list of pieces, their kinds, and how they merge."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from protea.errors import NotSupported
 
 # Names llama.cpp gives to patterns by which text is split before it is merged.
 PRE = {"gpt2": "gpt-2", "llama3": "llama-bpe"}
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte.
-
-    >>> table = byte_characters()
-    >>> table[ord("A")], table[ord(" ")], len(set(table))
-    ('A', 'Ġ', 256)
-    """
-    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
 
 
 @dataclass(frozen=True)
@@ -36,10 +20,8 @@ class Vocabulary:
     Args:
         tokens: the piece of each id.
         kinds: NORMAL, CONTROL or USER_DEFINED, for each id.
-        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
         pre: llama.cpp's name of the pattern that splits text before merging.
         merges: "left right", in order.
-        scores: of SentencePiece pieces.
         bos, eos: ids of the begin and end of a text.
         add_bos: whether a prompt is to begin with `bos`.
         template: Jinja template of a chat.
@@ -47,44 +29,32 @@ class Vocabulary:
 
     tokens: list[str]
     kinds: list[str]
-    model: str = "gpt2"
-    pre: str | None = "gpt-2"
+    pre: str = "gpt-2"
     merges: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
     bos: int | None = None
     eos: int | None = None
     add_bos: bool = False
     template: str | None = None
 
 
-def of_bytes(begin: int | None) -> Vocabulary:
-    """256 bytes, and a begin-of-text of its own where the model has one."""
-    tokens, kinds = byte_characters(), ["NORMAL"] * 256
-    if begin is not None:
-        tokens, kinds = [*tokens, "<|begin|>"], [*kinds, "CONTROL"]
-    # Without an end llama.cpp would take some id of its own for it: begin ends a text, too.
-    return Vocabulary(tokens, kinds, bos=begin, eos=begin, add_bos=begin is not None)
-
-
-def of_tokenizer_json(
-    path: Path, *, bos: int | None, eos: int | None, add_bos: bool, size: int, pre: str | None = None,
+def vocabulary_of(
+    definition: Mapping[str, Any], size: int, *, bos: int | None = None, eos: int | None = None,
     template: str | None = None,
 ) -> Vocabulary:  # fmt: skip
-    """A byte-level BPE of a tokenizer.json.
+    """A byte-level BPE, of which plain bytes are the case without merges.
 
     Args:
-        path: of tokenizer.json.
-        bos, eos, add_bos: see `Vocabulary`.
+        definition: the tokenizer as the contents of a tokenizer.json.
         size: rows of the embedding; ids the tokenizer does not use get placeholders.
-        pre: name of the split pattern, "gpt2" or "llama3"; None guesses from the file.
+        bos: begin-of-text, with which every prompt begins; it may be an id the tokenizer does not have.
+        eos: end of a text; without one llama.cpp would take some id of its own, so `bos` ends a text, too.
         template: of a chat.
 
     Raises:
         NotSupported: another kind of tokenizer.
     """
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    model = facts["model"]
-    if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(facts.get("decoder")):
+    model = definition["model"]
+    if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(definition.get("decoder")):
         raise NotSupported(
             f"A {model.get('type')} tokenizer cannot be written into a GGUF file (byte-level BPE and bytes can).",
             "Export with --to hf instead.",
@@ -92,10 +62,13 @@ def of_tokenizer_json(
     tokens, kinds = [f"<|unused{i}|>" for i in range(size)], ["USER_DEFINED"] * size
     for piece, number in model["vocab"].items():
         tokens[number], kinds[number] = piece, "NORMAL"
-    for added in facts.get("added_tokens", []):
+    for added in definition.get("added_tokens") or []:
         tokens[added["id"]], kinds[added["id"]] = added["content"], "CONTROL" if added["special"] else "USER_DEFINED"
+    if bos is not None and kinds[bos] == "USER_DEFINED":
+        tokens[bos], kinds[bos] = "<|begin|>", "CONTROL"
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    guess = "llama3" if "{1,3}" in json.dumps(facts.get("pre_tokenizer")) else "gpt2"
+    split = "llama3" if "{1,3}" in json.dumps(definition.get("pre_tokenizer")) else "gpt2"
     return Vocabulary(
-        tokens, kinds, pre=PRE[pre or guess], merges=merges, bos=bos, eos=eos, add_bos=add_bos, template=template
-    )
+        tokens, kinds, PRE[split], merges, bos=bos, eos=bos if eos is None else eos, add_bos=bos is not None,
+        template=template,
+    )  # fmt: skip
