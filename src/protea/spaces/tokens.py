@@ -40,6 +40,7 @@ class Tokens(Space):
             `protea.spaces.tokenizers.Tokenizer`.
         classes: names of the labels.
         chat: how messages become text, and at which tokens an answer stops; for models that chat.
+        begin: id of begin-of-text, where it is one of the vocabulary; None: an id of its own, that cannot follow.
 
     >>> space = Tokens(4)
     >>> space.decode(space.encode("to be or not to be"))
@@ -51,6 +52,7 @@ class Tokens(Space):
     tokenizer: str | Tokenizer = "bytes"
     classes: tuple[str, ...] = ()
     chat: Chat | None = None
+    begin: int | None = None
     kind: ClassVar[str] = "tokens"
     dtype: ClassVar[torch.dtype] = torch.int64
 
@@ -74,6 +76,12 @@ class Tokens(Space):
             raise DataError(
                 f"Tokens of length {self.length} over {self.vocabulary} ids make no sense for {self.tokenizer!r}.",
                 "The length is at least 1, the vocabulary at least 2, and bytes have at most 256 ids.",
+            )
+        if self.begin is not None and not (0 <= self.begin < self.vocabulary and not self.classes):
+            raise DataError(
+                f"Begin-of-text cannot be token {self.begin} of {self.vocabulary} in a space of "
+                f"{len(self.classes)} classes.",
+                "Leave it out: it is then an id of its own for each class.",
             )
 
     @property
@@ -197,7 +205,8 @@ class Tokens(Space):
             "tokenizer": self.tokenizer if isinstance(self.tokenizer, str) else self.tokenizer.to_json(),
             "classes": list(self.classes),
         }  # fmt: skip
-        return value if self.chat is None else value | {"chat": self.chat.to_json()}
+        value |= {} if self.chat is None else {"chat": self.chat.to_json()}
+        return value if self.begin is None else value | {"begin": self.begin}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Tokens:
@@ -209,4 +218,5 @@ class Tokens(Space):
             saved if isinstance(saved, str) else tokenizer_from_json(saved),
             tuple(value["classes"]),
             None if chat is None else Chat.from_json(chat),
+            value.get("begin"),
         )
