@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from protea.core import Batch, Learner, Loss, Model, Phase
 from protea.errors import ConfigError, Diverged
+from protea.nn.auxiliary import auxiliary_losses
 from protea.nn.dropout import dropout_noise
 from protea.training import ema as averages
 from protea.training import parallel
@@ -42,8 +43,11 @@ class Objective(nn.Module):
         self.model, self.losses = model, list(losses)
 
     def forward(self, phase: int, batch: Batch) -> Loss:
-        with dropout_noise(batch.rng.child("dropout")):
-            return self.losses[phase](batch)
+        with dropout_noise(batch.rng.child("dropout")), auxiliary_losses() as terms:
+            total, count = self.losses[phase](batch)
+        for _, mean in terms:
+            total = total + mean * count
+        return Loss(total, count)
 
 
 class Gradient(Learner):
@@ -60,6 +64,8 @@ class Gradient(Learner):
         prepare: functions of the objective called before any optimizer exists: `compiled`, `fsdp(...)`.
         precision: "fp32"; "bf16" or "auto" use bfloat16 products where the hardware has them natively.
         batch_size: rows of a global batch; None lets the loop choose.
+        after: called with the model after every step (experts are rebalanced); what they return is logged. What they
+            change is the model's, so that a resume needs nothing more.
 
     A phase's noise is `batch.rng.child(phase.name)`: it belongs to the row and the step.
 
@@ -84,11 +90,14 @@ class Gradient(Learner):
         prepare: Prepare | Sequence[Prepare] = (),
         precision: Precision = "fp32",
         batch_size: int | None = None,
+        after: Sequence[Callable[[Model], Mapping[str, float]]] = (),
     ) -> None:  # fmt: skip
+        self.after = after
         self.model, self.clip, self.microbatch, self.batch_size = model, clip, microbatch, batch_size
         self.schedule = schedule or warmup_cosine()
         self.steps = 0
         names = {id(p): name for name, p in model.named_parameters()}
+        parallel.setup(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._names = []
         for phase in phases:
             if not phase.params or any(id(p) not in names for p in phase.params):
@@ -122,6 +131,8 @@ class Gradient(Learner):
         self.steps += 1
         if self.ema:
             self.ema.update()
+        for act in self.after:
+            figures |= act(self.model)
         return figures
 
     def _update(self, index: int, batch: Batch) -> dict[str, float]:
