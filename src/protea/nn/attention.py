@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from protea.errors import ConfigError
 from protea.nn.context import Context, Seen
+from protea.nn.position import RoPE
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Seen, float | None], Tensor]
 
@@ -30,14 +31,84 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None
 
 def reference(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None) -> Tensor:
     """The definition, term by term."""
+    return attend(q, k, v, seen, scale)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """The definition, with the scores (B, H, T, S) changed before the mask."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if change is not None:
+        scores = change(scores)
     mask = seen.mask
     if mask is None and seen.causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ v
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+class SoftCap:
+    """A kernel whose scores are bounded: c tanh(score / c) before the mask (Gemma team 2024, "Gemma 2").
+
+    >>> q = torch.randn(1, 1, 3, 4)
+    >>> seen = Seen(torch.arange(3), torch.arange(3), causal=True)
+    >>> torch.allclose(SoftCap(1e6)(q, q, q, seen), sdpa(q, q, q, seen), atol=1e-4)
+    True
+    """
+
+    def __init__(self, cap: float) -> None:
+        self.cap = cap
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None) -> Tensor:
+        def bound(scores: Tensor) -> Tensor:
+            return self.cap * (scores / self.cap).tanh()
+
+        return attend(q, k, v, seen, scale, bound)
+
+
+class ALiBi:
+    """A kernel that takes m_h times the distance off the scores (Press et al. 2022, "Train short, test long").
+
+    Args:
+        slopes: m_h of the heads, (H,); see `alibi_slopes`.
+    """
+
+    def __init__(self, slopes: Tensor) -> None:
+        self.slopes = slopes
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None) -> Tensor:
+        ahead = seen.queries[..., :, None] - seen.keys[..., None, :]  # (T, S) or (B, T, S)
+        distance = (ahead if ahead.ndim == 3 else ahead[None])[:, None].clamp_min(0)
+        bias = -self.slopes.to(q.device)[:, None, None] * distance.to(q.dtype)
+        return attend(q, k, v, seen, scale, lambda scores: scores + bias)
+
+
+def alibi_slopes(n_heads: int) -> Tensor:
+    """m_h = 2^(-8 h / H) of H heads, a power of two; of others, those of the power below and every second of the next.
+
+    >>> alibi_slopes(8)[:3].tolist()
+    [0.5, 0.25, 0.125]
+    """
+    n = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2.0 ** (-8 * (h + 1) / n) for h in range(n)]
+    slopes += [2.0 ** (-4 * (2 * h + 1) / n) for h in range(n_heads - n)]
+    return torch.tensor(slopes, device="cpu")
+
+
+class QKNorm(nn.Module):
+    """Norms of every head's queries and keys, before positions (Henry et al. 2020; Qwen 3, Gemma 3).
+
+    Args:
+        q, k: called on (B, H, T, D).
+    """
+
+    def __init__(self, q: nn.Module, k: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k = q, k
 
 
 class GQA(nn.Module):
@@ -48,11 +119,13 @@ class GQA(nn.Module):
         n_heads: query heads H.
         n_kv_heads: key and value heads; divides H. H is multi-head, 1 multi-query attention.
         d_head: width of a head; d_model / n_heads when None.
-        position: called on queries and on keys with the context's positions; None for none.
+        position: rotary positions of queries and keys; None for none.
         kernel: see the module.
         window: a token sees itself and the window - 1 before it; None for all.
         scale: of the scores; None for 1 / sqrt(d_head).
         bias: whether q, k and v have one.
+        bias_out: whether o has one.
+        qk_norm: norms of queries and keys; None for none.
 
     Raises:
         ConfigError: heads that do not divide.
@@ -64,8 +137,8 @@ class GQA(nn.Module):
 
     def __init__(
         self, d_model: int, n_heads: int, n_kv_heads: int, *, d_head: int | None = None,
-        position: nn.Module | None = None, kernel: Kernel = sdpa, window: int | None = None,
-        scale: float | None = None, bias: bool = False,
+        position: RoPE | None = None, kernel: Kernel = sdpa, window: int | None = None,
+        scale: float | None = None, bias: bool = False, bias_out: bool = False, qk_norm: QKNorm | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if n_heads % n_kv_heads or (d_head is None and d_model % n_heads):
@@ -77,8 +150,9 @@ class GQA(nn.Module):
         self.q = nn.Linear(d_model, n_heads * self.d_head, bias=bias)
         self.k = nn.Linear(d_model, n_kv_heads * self.d_head, bias=bias)
         self.v = nn.Linear(d_model, n_kv_heads * self.d_head, bias=bias)
-        self.o = nn.Linear(n_heads * self.d_head, d_model, bias=False)
+        self.o = nn.Linear(n_heads * self.d_head, d_model, bias=bias_out)
         self.position, self.kernel, self.window, self.scale = position, kernel, window, scale
+        self.qk_norm = qk_norm
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
@@ -86,8 +160,10 @@ class GQA(nn.Module):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """(B, T, d_model) to the same."""
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        if self.qk_norm is not None:
+            q, k = self.qk_norm.q(q), self.qk_norm.k(k)
         if self.position is not None:
-            q, k = self.position(q, ctx.positions), self.position(k, ctx.positions)
+            q, k = self.position.share(q, ctx), self.position.share(k, ctx)
         (k, v), seen = ctx.remember(k, v, window=self.window)
         return self.o(self.kernel(q, k, v, seen, self.scale).transpose(1, 2).flatten(2))
 
@@ -100,6 +176,7 @@ def pool_heads(attention: GQA, n_kv_heads: int) -> GQA:
     out = GQA(
         q.in_features, q.out_features // d, n_kv_heads, d_head=d, position=attention.position,
         kernel=attention.kernel, window=attention.window, scale=attention.scale, bias=bias,
+        bias_out=attention.o.bias is not None, qk_norm=attention.qk_norm,
     )  # fmt: skip
     out.q.load_state_dict(q.state_dict())
     out.o.load_state_dict(attention.o.state_dict())

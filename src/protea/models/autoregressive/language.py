@@ -7,6 +7,8 @@ with x_0 the begin-of-text token. The network is any `Decoder`: attention, state
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,8 @@ class LanguageModel(Normalised, NextToken):
 
     block = 8
     class_prior: Tensor
+    architecture: str = ""  # its name in `ARCHITECTURES`, and its config: what other people's files are written from
+    config: Any = None
 
     def __init__(self, space: Tokens, net: Decoder, context: int, begin: int | None = None) -> None:
         super().__init__()
