@@ -14,7 +14,9 @@ from protea.cli.compare import compare
 from protea.cli.curve import curve
 from protea.cli.doctor import doctor
 from protea.cli.eval import evaluate
+from protea.cli.export import export
 from protea.cli.fit import fit
+from protea.cli.import_ import import_
 from protea.cli.impute import impute
 from protea.cli.inspect import inspect
 from protea.cli.models import models
@@ -29,6 +31,7 @@ PANELS = {
     "Start here": {"compare": compare, "inspect": inspect, "models": models},
     "One model": {"plan": plan, "fit": fit, "resume": resume, "sample": sample, "score": score, "eval": evaluate},
     "What a model is good for": {"classify": classify, "impute": impute, "anomaly": anomaly, "curve": curve},
+    "Language models": {"import": import_, "export": export},
     "Housekeeping": {"report": report, "doctor": doctor, "version": version},
 }
 

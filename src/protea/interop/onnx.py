@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,20 +61,3 @@ def write_onnx(path: Path, model: LanguageModel) -> Path:
     assert program is not None
     files.write(path, lambda partial: program.save(str(partial), external_data=False))
     return path
-
-
-def open_onnx(path: Path) -> Any:
-    """The graph as a function of the ids of one text, through onnxruntime.
-
-    Raises:
-        MissingExtra: `onnxruntime` is not installed.
-    """
-    try:
-        import onnxruntime
-    except Exception as error:
-        raise MissingExtra("onnxruntime", "onnx", error) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda ids: torch.from_numpy(session.run(None, {name: torch.tensor([ids]).numpy()})[0][0, -1])

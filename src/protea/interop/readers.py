@@ -1,0 +1,67 @@
+"""Other programs that open what we export: each gives the last logits (V,) of the token ids of one text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from protea.errors import MissingExtra
+from protea.interop.parity import Twin
+
+
+def open_with_transformers(folder: Path) -> Twin:
+    """A Hugging Face folder, in float32.
+
+    Raises:
+        MissingExtra: `transformers` is not installed.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except Exception as error:
+        raise MissingExtra("transformers", "parity", error) from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    return lambda ids: model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+def open_with_llama_cpp(path: Path) -> Twin:
+    """A GGUF file, with keys and values remembered in float32.
+
+    Raises:
+        MissingExtra: `llama-cpp-python` is not installed.
+    """
+    try:
+        import llama_cpp
+    except Exception as error:
+        raise MissingExtra("llama-cpp-python", "llama-cpp", error) from None
+    model = llama_cpp.Llama(
+        str(path), n_ctx=512, n_threads=torch.get_num_threads(), logits_all=True, verbose=False,
+        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+    )  # fmt: skip
+
+    def last(ids: list[int]) -> torch.Tensor:
+        model.reset()
+        model.eval(ids)
+        return torch.from_numpy(model.scores[len(ids) - 1].copy())
+
+    return last
+
+
+def open_with_onnxruntime(path: Path) -> Twin:
+    """An ONNX graph.
+
+    Raises:
+        MissingExtra: `onnxruntime` is not installed.
+    """
+    try:
+        import onnxruntime
+    except Exception as error:
+        raise MissingExtra("onnxruntime", "onnx", error) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda ids: torch.from_numpy(session.run(None, {name: torch.tensor([ids]).numpy()})[0][0, -1])
