@@ -34,8 +34,11 @@ class Natural(ABC):
         """Length of T(x)."""
 
     @abstractmethod
-    def products(self, x: Tensor, out: Tensor) -> None:
-        """T of x (D, B) into out (terms, B)."""
+    def products(self, x: Tensor, out: Tensor) -> Callable[[], object]:
+        """The function that computes T of what is in x (D, B) into out (terms, B).
+
+        It serves many chunks of rows: making views of the parts takes as long as multiplying them.
+        """
 
     @abstractmethod
     def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,11 +53,9 @@ class NaturalFull(Natural):
     def terms(self, d: int) -> int:
         return d * (d + 1) // 2
 
-    def products(self, x: Tensor, out: Tensor) -> None:
-        start = 0
-        for i in range(len(x)):
-            torch.mul(x[i:], x[i], out=out[start : start + len(x) - i])
-            start += len(x) - i
+    def products(self, x: Tensor, out: Tensor) -> Callable[[], object]:
+        parts = [(x[i:], x[i], part) for i, part in enumerate(out.split(list(range(len(x), 0, -1))))]
+        return lambda: [torch.mul(a, b, out=part) for a, b, part in parts]
 
     def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = torch.cholesky_inverse(scale)
@@ -74,8 +75,8 @@ class NaturalDiagonal(Natural):
     def terms(self, d: int) -> int:
         return d
 
-    def products(self, x: Tensor, out: Tensor) -> None:
-        torch.mul(x, x, out=out)
+    def products(self, x: Tensor, out: Tensor) -> Callable[[], object]:
+        return lambda: torch.mul(x, x, out=out)
 
     def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = scale**-2
@@ -89,8 +90,8 @@ class NaturalSpherical(Natural):
     def terms(self, d: int) -> int:
         return 1
 
-    def products(self, x: Tensor, out: Tensor) -> None:
-        torch.sum(x.square(), 0, keepdim=True, out=out)
+    def products(self, x: Tensor, out: Tensor) -> Callable[[], object]:
+        return lambda: torch.sum(x.square(), 0, keepdim=True, out=out)
 
     def precision(self, means: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = scale**-2
@@ -111,19 +112,20 @@ def features(kind: Natural, origin: Tensor, worst: float) -> Callable[[Tensor], 
     d = len(origin)
     terms = kind.terms(d)
     limit = TOLERANCE / torch.finfo(origin.dtype).eps / max(worst, 1e-300)
-    buffer: list[Tensor] = []
+    buffers: dict[int, tuple[Tensor, Tensor, Callable[[], object]]] = {}  # by the number of rows
 
     def phi(x: Tensor) -> Tensor | None:
-        if not buffer or buffer[0].shape[1] != len(x):
-            buffer[:] = [origin.new_empty(terms + d + 1, len(x))]
-            buffer[0][-1] = 1.0
-        out = buffer[0]
-        centred = out[terms:-1]
-        centred.copy_(x.T).sub_(origin[:, None])
+        if len(x) not in buffers:
+            out = origin.new_empty(terms + d + 1, len(x))
+            out[-1] = 1.0
+            buffers.clear()
+            buffers[len(x)] = out, out[terms:-1], kind.products(out[terms:-1], out[:terms])
+        out, centred, products = buffers[len(x)]
+        torch.sub(x.T, origin[:, None], out=centred)
         low, high = centred.aminmax()
         if not d * float(torch.maximum(-low, high)) ** 2 <= limit:  # a bound of |x|^2; also where it is NaN
             return None
-        kind.products(centred, out[:terms])
+        products()
         return out
 
     return phi

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from protea.core import Conditionable, Countable, Normalised, Stats
 from protea.distributions.covariance import CHUNK
 from protea.distributions.family import Family, Linear
+from protea.distributions.powers import LOG2E, softmax_
 from protea.errors import ConfigError, DataError
 from protea.models.classical.conditional import ConditionalMixture
 from protea.models.classical.kmeans import kmeans
@@ -179,18 +180,19 @@ class Mixture(Normalised, Countable, Conditionable):
         for rows, own in self._groups(x, cond):
             fast = self._linear(own)
             sums = None if fast is None else torch.zeros_like(fast.eta)
+            eta = None if fast is None else LOG2E * fast.eta
             joint: Joint | None = None
             for part in self._chunks(x, rows, self._entries(own) if fast is None else max(fast.eta.shape) // 2):
                 part = x[part]
                 phi = None if fast is None else fast.phi(part)
-                if fast is not None and sums is not None and phi is not None:
-                    r = fast.eta @ phi
-                    log_prob += _normalise(r, 0)
+                if eta is not None and sums is not None and phi is not None:
+                    r = eta @ phi
+                    log_prob += softmax_(r, 0)
                     sums.addmm_(r, phi.T)
                     continue
                 joint = self._joint(own) if joint is None else joint
                 r = joint(part, None)
-                log_prob += _normalise(r, 1)
+                log_prob += softmax_(r.mul_(LOG2E), 1)
                 n[own] += r.sum(0)
                 add(self.family.expect(part, r, own))
             if sums is not None:
@@ -352,12 +354,3 @@ class Mixture(Normalised, Countable, Conditionable):
             log_r = torch.log_softmax(joint(x[rows], None), 1)
             entropy -= float(torch.special.xlogy(log_r.exp(), log_r.exp()).sum())
         return self.bic(x, cond) + 2 * entropy
-
-
-def _normalise(r: Tensor, members: int) -> Tensor:
-    """Turn log w_k p(x | k) into responsibilities, in place, and return sum_b log p(x_b). `members` is their axis."""
-    top = r.amax(members, keepdim=True).clamp_(min=-1e300)  # rows of probability 0 keep a finite shift
-    r.sub_(top).exp_()
-    mass = r.sum(members, keepdim=True)
-    r.div_(mass.clamp(min=1e-300))
-    return (top + mass.log()).sum()
