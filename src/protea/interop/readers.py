@@ -64,4 +64,4 @@ def open_with_onnxruntime(path: Path) -> Twin:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda ids: torch.from_numpy(session.run(None, {name: torch.tensor([ids]).numpy()})[0][0, -1])
+    return lambda ids: torch.as_tensor(session.run(None, {name: torch.tensor([ids]).numpy()})[0])[0, -1]
