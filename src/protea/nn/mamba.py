@@ -72,7 +72,7 @@ class Mamba(nn.Module):
         window, h = (ctx.cache.state(ctx.layer) if ctx.cache is not None else None) or (None, None)
         x, z = self.inp(u).chunk(2, -1)
         x, window = self.conv(without_padding(x, ctx), ctx, window)
-        x = without_padding(silu(x), ctx)
+        x = silu(x)
         parts = self.select(x).split(self.split, -1)
         if len(self.norms):
             parts = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]

@@ -62,7 +62,7 @@ class Mamba2(nn.Module):
         window, S = (ctx.cache.state(ctx.layer) if ctx.cache is not None else None) or (None, None)
         z, xbc, dt = self.inp(u).split(self.split, -1)
         xbc, window = self.conv(without_padding(xbc, ctx), ctx, window)
-        x, B, C = without_padding(silu(xbc), ctx).float().split(self.xbc, -1)
+        x, B, C = silu(xbc).float().split(self.xbc, -1)
         x, B, C = x.unflatten(-1, (-1, self.d_head)), *(v.unflatten(-1, (-1, self.d_state)) for v in (B, C))
         delta = softplus(dt.float() + self.dt_bias).clamp(*self.step_limit)
         y, S = ssd(C, B, x * delta[..., None], -self.A_log.exp() * delta, S, restarts(ctx), self.chunk)

@@ -24,10 +24,10 @@ class Decay:
 
     Args:
         log_a: (B, H, M, L) logarithms of the decay, of M chunks of L tokens.
-        restart: (B, M, L), True where a document begins; or None.
+        restart: (B, M, L), True where a text begins; or None.
 
     Attributes:
-        within: (B, H, M, L, L), prod_{s < r <= t} a_r, zero above the diagonal and between documents.
+        within: (B, H, M, L, L), prod_{s < r <= t} a_r, zero above the diagonal and between texts.
         since: (B, H, M, L), left at t of the state before the chunk.
         until: (B, H, M, L), left at the chunk's end of what s wrote.
     """
@@ -36,7 +36,7 @@ class Decay:
         t = log_a.shape[-1]
         total = log_a.double().cumsum(-1)
         seen = torch.ones(t, t, dtype=torch.bool, device=log_a.device).tril()
-        begun = None if restart is None else restart.cumsum(-1)[:, None]  # how many documents have begun in the chunk
+        begun = None if restart is None else restart.cumsum(-1)[:, None]  # how many texts have begun in the chunk
         if begun is not None:
             seen = seen & (begun[..., :, None] == begun[..., None, :])
         between = (total[..., :, None] - total[..., None, :]).to(log_a.dtype)
@@ -71,7 +71,7 @@ def ssd(
         v: (B, T, H, P).
         log_a: (B, T, H), at most 0.
         state: (B, H, N, P), S before the first token; None for zeros.
-        restart: (B, T), True where a document begins, that sees nothing before it; or None.
+        restart: (B, T), True where a text begins, that sees nothing before it; or None.
         chunk: tokens computed by one matrix; the result does not depend on it.
 
     Returns:
@@ -83,11 +83,12 @@ def ssd(
     """
     t, heads, groups = v.shape[1], v.shape[2], q.shape[2]
     each = heads // groups
-    if t == 1 and restart is None:  # decoding: the recurrence itself
+    if t == 1:  # decoding: the recurrence itself
         q_1, k_1 = (x[:, 0].repeat_interleave(each, 1) for x in (q, k))
         new = k_1[..., :, None] * v[:, 0, :, None, :]
         if state is not None:
-            new = new + log_a[:, 0, :, None, None].exp() * state
+            left = log_a[:, 0].exp() if restart is None else log_a[:, 0].exp() * ~restart
+            new = new + left[..., None, None] * state
         return (q_1[:, :, None] @ new).transpose(1, 2), new
     chunk = min(chunk, t)
     decay = Decay(chunked(log_a, chunk), None if restart is None else chunked(restart[..., None], chunk)[:, 0])

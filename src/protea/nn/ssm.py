@@ -26,8 +26,8 @@ CHUNK = 32
 
 
 def restarts(ctx: Context) -> Tensor | None:
-    """(B, T), True at the first token of each document of packed rows; None where rows are one text each."""
-    return None if ctx.documents is None else ctx.positions == 0
+    """(B, T), True at the first token of a text: it sees neither padding nor another document. None for plain rows."""
+    return None if ctx.positions.ndim == 1 else ctx.positions == 0
 
 
 def without_padding(x: Tensor, ctx: Context) -> Tensor:
@@ -97,12 +97,12 @@ def selective_scan(
     """y_t of all tokens, and the state after the last.
 
     Args:
-        x: (B, T, D) inputs, zero at padding.
+        x: (B, T, D) inputs.
         delta: (B, T, D) step sizes, positive.
         A: (D, N), negative.
         B, C: (B, T, N).
         h_0: (B, D, N), the state before the first token; None for zeros.
-        restart: (B, T), True where a document begins, that sees nothing before it; or None.
+        restart: (B, T), True where a text begins, that sees nothing before it; or None.
 
     Returns:
         y (B, T, D) and h_T (B, D, N), in float32 at least.
@@ -116,7 +116,9 @@ def selective_scan(
     x, delta, A, B, C = (v.to(dtype) for v in (x, delta, A, B, C))
     if h_0 is None:
         h_0 = x.new_zeros(x.shape[0], *A.shape)
-    if x.shape[1] == 1 and restart is None:  # decoding: the recurrence itself
+    if x.shape[1] == 1:  # decoding: the recurrence itself
+        if restart is not None:
+            h_0 = h_0 * ~restart[:, :, None]
         d = delta[:, 0, :, None]
         h = (d * A).exp() * h_0.to(dtype) + (d * x[:, 0, :, None]) * B[:, 0, None]
         return (h @ C[:, 0, :, None])[:, None, :, 0], h
