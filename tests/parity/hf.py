@@ -12,6 +12,7 @@ token and in chunks, and for rows padded on the left; tensors come back bit for 
 
 from __future__ import annotations
 
+import inspect
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -57,7 +58,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 def theirs_padded(model: Any, tokens: Tensor, pad: Tensor) -> Tensor:
     """Logits of rows with `pad` tokens of padding on the left."""
     mask = (torch.arange(tokens.shape[1]) >= pad[:, None]).long()
-    accepts = "position_ids" in model.forward.__code__.co_varnames
+    accepts = "position_ids" in inspect.signature(model.forward).parameters
     more = {"position_ids": (torch.arange(tokens.shape[1]) - pad[:, None]).clamp_min(0)} if accepts else {}
     return model(tokens, attention_mask=mask, **more).logits
 

@@ -41,7 +41,7 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches in turn.
+    """Branches in turn: `Branch`, or those of `branches.py`.
 
     >>> import torch
     >>> from protea.nn.context import plain_context
@@ -51,7 +51,7 @@ class Block(nn.Module):
     torch.Size([1, 2, 8])
     """
 
-    def __init__(self, branches: Sequence[Branch]) -> None:
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
 

@@ -1,4 +1,4 @@
-"""Perceptrons: a residual one that knows about class labels."""
+"""Perceptrons: the plain one of a transformer, and a residual one that knows about class labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from protea.nn.activations import gelu_tanh
+from protea.nn.context import Context
 from protea.nn.dropout import Dropout
+
+
+class MLP(nn.Module):
+    """W_d a(W_u x + b_u) + b_d.
+
+    Args:
+        d_model: width of x.
+        d_ff: width inside, often 4 d_model.
+        activation: a.
+        bias: whether there are b_u and b_d.
+
+    >>> MLP(8, 32)(torch.zeros(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+    """
+
+    def __init__(
+        self, d_model: int, d_ff: int, activation: Callable[[Tensor], Tensor] = gelu_tanh, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.activation = activation
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        """(..., d_model) to the same."""
+        return self.down(self.activation(self.up(x)))
 
 
 class ResidualMLP(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from protea.nn.activations import gelu_tanh
 from protea.nn.context import Context
 
 
@@ -41,3 +42,8 @@ def SwiGLU(d_model: int, d_ff: int) -> GatedMLP:
     384
     """
     return GatedMLP(d_model, d_ff, torch.nn.functional.silu)
+
+
+def GeGLU(d_model: int, d_ff: int) -> GatedMLP:
+    """The gated perceptron of Gemma, with the tanh form of GELU."""
+    return GatedMLP(d_model, d_ff, gelu_tanh)

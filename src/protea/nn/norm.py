@@ -26,3 +26,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.g * nn.functional.rms_norm(x.float(), self.g.shape, eps=self.eps).to(x.dtype)
+
+
+class OffsetRMSNorm(nn.Module):
+    r"""x / sqrt(mean(x^2) + eps) * (1 + g), all in float32 (Gemma team 2024): weight decay pulls the gain to one.
+
+    >>> OffsetRMSNorm(2)(torch.tensor([3.0, 4.0])).square().mean().round(decimals=4).item()
+    1.0
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.g = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = nn.functional.rms_norm(x.float(), self.g.shape, eps=self.eps)
+        return (normed * (1.0 + self.g.float())).to(x.dtype)

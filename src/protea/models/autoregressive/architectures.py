@@ -11,8 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from protea.models.autoregressive.architecture import Architecture
+from protea.models.autoregressive.cohere import ARCHITECTURE as COHERE2
+from protea.models.autoregressive.gemma import GEMMA2, GEMMA3
+from protea.models.autoregressive.gpt1 import ARCHITECTURE as GPT1
+from protea.models.autoregressive.gpt2 import GPT2_ARCHITECTURE as GPT2
+from protea.models.autoregressive.gpt2 import GPT3_ARCHITECTURE as GPT3
 from protea.models.autoregressive.language import LanguageModel
 from protea.models.autoregressive.llama import ARCHITECTURE as LLAMA
+from protea.models.autoregressive.mistral import ARCHITECTURE as MISTRAL
+from protea.models.autoregressive.qwen import QWEN2, QWEN3
 from protea.models.entry import Entry
 from protea.space import Rows, Space
 from protea.spaces import Tokens
@@ -20,9 +27,18 @@ from protea.spaces import Tokens
 ARCHITECTURES: dict[str, Architecture] = {
     a.name: a
     for a in (
+        GPT1,
+        GPT2,
+        GPT3,
         LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        GEMMA2,
+        GEMMA3,
+        COHERE2,
     )
-}  # fmt: skip
+}
 
 
 def language_model(name: str, space: Tokens, config: Any) -> LanguageModel:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from protea.nn.block import Block
 from protea.nn.context import Context, Memory, plain_context
+from protea.nn.mtp import MultiToken
 from protea.nn.tokens import TokenEmbedding
 
 
@@ -22,6 +23,7 @@ class Decoder(nn.Module):
         outputs: how many tokens can follow.
         tie: use the first `outputs` rows of the embedding as the head's weights.
         finish: applied to the logits (a scale, a soft cap), or None.
+        ahead: modules that look further than the next token: they add to the loss, and can draft; or None.
 
     Note:
         With a memory the ids continue the texts it holds, and the call that computed all layers advances it.
@@ -29,12 +31,12 @@ class Decoder(nn.Module):
 
     def __init__(
         self, embed: TokenEmbedding, blocks: Sequence[Block], norm: nn.Module, outputs: int, tie: bool = False,
-        finish: nn.Module | None = None,
+        finish: nn.Module | None = None, ahead: MultiToken | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.embed, self.blocks, self.norm, self.outputs = embed, nn.ModuleList(blocks), norm, outputs
         self.head = None if tie else nn.Linear(embed.weight.shape[1], outputs, bias=False)
-        self.finish = finish
+        self.finish, self.ahead = finish, ahead
 
     def stream(self, x: Tensor, ctx: Context) -> Tensor:
         """The normalised residual stream after the last block, (B, T, d_model), of one that enters the first."""
@@ -44,6 +46,7 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor, ctx: Context) -> Tensor:
         """The normalised residual stream after the last block, (B, T, d_model), of token ids."""
+        ctx.shared["tokens"] = tokens  # for routers by hash
         return self.stream(self.embed(tokens, ctx), ctx)
 
     def read(self, h: Tensor) -> Tensor:
@@ -65,21 +68,25 @@ class Decoder(nn.Module):
         h = self.hidden(tokens, ctx)
         if cache is not None:
             cache.advance(t)
+        elif self.ahead is not None and self.training:
+            self.ahead.learn(self, tokens, h, ctx)
         return self.read(h)
 
 
 @torch.no_grad()
 def init_decoder(net: Decoder) -> Decoder:
-    """Normal weights of variance 1 / fan-in; those that write to the residual stream times 1 / sqrt(2 L).
+    """Normal weights of variance 1 / fan-in, those that write to the residual stream times 1 / sqrt(2 L); zero biases.
 
     So each branch adds a like share to the stream (Radford et al. 2019), and the first loss is near log V.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     nn.init.normal_(net.embed.weight, std=0.02 if net.head is None else 1.0)
     for name, p in net.blocks.named_parameters():
-        if name.endswith(("mixer.o.weight", "mixer.down.weight")):
+        if "mixer" in name and name.endswith((".o.weight", ".down.weight")):
             p.mul_((2 * len(net.blocks)) ** -0.5)
     if net.head is not None:
         net.head.weight.mul_(0.1)

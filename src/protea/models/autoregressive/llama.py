@@ -7,8 +7,11 @@ rotary positions (Llama 3: base 500,000, long waves interpolated), no biases.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from protea.models.autoregressive.architecture import Architecture, HuggingFace, Weight
 from protea.models.autoregressive.decoder import Decoder, init_decoder
@@ -16,14 +19,13 @@ from protea.models.autoregressive.spelling import (
     ATTENTION,
     GATED,
     Facts,
+    common,
+    common_to,
     demand,
     ends,
-    fact,
     linears,
     one,
-    rope_of,
-    rope_to,
-)
+)  # fmt: skip
 from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
 from protea.nn.mlp_gated import SwiGLU
@@ -55,44 +57,45 @@ def build(config: LlamaConfig, inputs: int, outputs: int) -> Decoder:
     d_head = c.d_head or c.d_model // c.n_heads
     rope = make_rope(d_head, c.rope_theta, c.rope_scaling, c.context)
 
+    def attention(i: int) -> GQA:
+        return GQA(c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=rope)
+
+    return stack(c, attention, inputs, outputs)
+
+
+def stack(c: Any, attention: Callable[[int], nn.Module], inputs: int, outputs: int) -> Decoder:
+    """What Llama's kin share: blocks of attention(i) and SwiGLU, each after an RMSNorm."""
+
     def norm() -> RMSNorm:
         return RMSNorm(c.d_model, c.norm_eps)
 
-    def block() -> Block:
-        attention = GQA(c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=rope)
-        return Block([Branch(norm(), attention), Branch(norm(), SwiGLU(c.d_model, c.d_ff))])
+    def block(i: int) -> Block:
+        return Block([Branch(norm(), attention(i)), Branch(norm(), SwiGLU(c.d_model, c.d_ff))])
 
-    blocks = [block() for _ in range(c.n_layers)]
+    blocks = [block(i) for i in range(c.n_layers)]
     return init_decoder(Decoder(TokenEmbedding(inputs, c.d_model), blocks, norm(), outputs, c.tie))
 
 
-def scaled(n_layers: int, d_model: int, context: int) -> LlamaConfig:
+def proportions(n_layers: int, d_model: int, context: int) -> dict[str, Any]:
     """Heads of 32 where the width allows, two query heads to a key head, 8/3 d_model inside."""
     heads = d_model // 32 or 2
-    return LlamaConfig(n_layers, d_model, heads, max(1, heads // 2), 16 * round(d_model / 6), context)
+    return {
+        "n_layers": n_layers, "d_model": d_model, "n_heads": heads, "n_kv_heads": max(1, heads // 2),
+        "d_ff": 16 * round(d_model / 6), "context": context,
+    }  # fmt: skip
+
+
+def scaled(n_layers: int, d_model: int, context: int) -> LlamaConfig:
+    return LlamaConfig(**proportions(n_layers, d_model, context))
 
 
 def read(config: Facts) -> LlamaConfig:
     demand(config, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    heads = fact(config, "num_attention_heads")
-    theta, scaling = rope_of(config)
-    return LlamaConfig(
-        n_layers=fact(config, "num_hidden_layers"), d_model=fact(config, "hidden_size"), n_heads=heads,
-        n_kv_heads=fact(config, "num_key_value_heads", heads), d_ff=fact(config, "intermediate_size"),
-        context=fact(config, "max_position_embeddings", 2048), rope_theta=theta,
-        norm_eps=fact(config, "rms_norm_eps", 1e-6), tie=fact(config, "tie_word_embeddings", False),
-        d_head=fact(config, "head_dim", None), rope_scaling=scaling,
-    )  # fmt: skip
+    return LlamaConfig(**common(config))
 
 
 def write(c: LlamaConfig, inputs: int) -> dict[str, Any]:
-    return {
-        "vocab_size": inputs, "hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_kv_heads,
-        "head_dim": c.d_head or c.d_model // c.n_heads, "hidden_act": "silu", "max_position_embeddings": c.context,
-        "rms_norm_eps": c.norm_eps, "tie_word_embeddings": c.tie, "attention_bias": False, "mlp_bias": False,
-        **rope_to(c.rope_theta, c.rope_scaling),
-    }  # fmt: skip
+    return {**common_to(c, inputs), "attention_bias": False, "mlp_bias": False}
 
 
 def layer(i: int, bias: bool = False) -> list[Weight]:

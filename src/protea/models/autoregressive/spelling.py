@@ -122,3 +122,55 @@ def rope_to(theta: float, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     if facts["rope_type"] != "default":
         out["rope_scaling"] = {**facts, "rope_theta": theta}
     return out
+
+
+def common(config: Facts, theta: float = 10000.0, eps: float = 1e-6) -> dict[str, Any]:
+    """The settings that Llama's kin share, under our names; d_head is None where it is d_model / n_heads."""
+    heads, d_model = fact(config, "num_attention_heads"), fact(config, "hidden_size")
+    theta, scaling = rope_of(config, theta)
+    return {
+        "n_layers": fact(config, "num_hidden_layers"), "d_model": d_model, "n_heads": heads,
+        "n_kv_heads": fact(config, "num_key_value_heads", heads), "d_ff": fact(config, "intermediate_size"),
+        "context": fact(config, "max_position_embeddings", 2048), "rope_theta": theta,
+        "norm_eps": fact(config, "rms_norm_eps", eps), "tie": fact(config, "tie_word_embeddings", False),
+        "d_head": fact(config, "head_dim", None), "rope_scaling": scaling,
+    }  # fmt: skip
+
+
+def common_to(c: Any, inputs: int) -> dict[str, Any]:
+    """The inverse of `common`."""
+    return {
+        "vocab_size": inputs, "hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.d_head or c.d_model // c.n_heads, "hidden_act": "silu", "max_position_embeddings": c.context,
+        "rms_norm_eps": c.norm_eps, "tie_word_embeddings": c.tie, **rope_to(c.rope_theta, c.rope_scaling),
+    }  # fmt: skip
+
+
+LAYERS = {"sliding_attention": "sliding", "full_attention": "full"}
+
+
+def pattern_of(config: Facts, every: int) -> tuple[str, ...]:
+    """Kinds of the layers, "sliding" or "full": layer_types, or every n-th full (sliding_window_pattern, `every`).
+
+    Raises:
+        DataError: a kind of layer that we do not have.
+    """
+    n, kinds = fact(config, "num_hidden_layers"), config.get("layer_types")
+    if kinds is None:
+        every = fact(config, "sliding_window_pattern", every)
+        return tuple("full" if (i + 1) % every == 0 else "sliding" for i in range(n))
+    unknown = sorted({str(kind) for kind in kinds} - set(LAYERS))
+    if unknown or len(kinds) != n:
+        raise DataError(f"config.json has {len(kinds)} layer_types for {n} layers (unknown: {unknown or 'none'}).")
+    return tuple(LAYERS[kind] for kind in kinds)
+
+
+def pattern_to(pattern: tuple[str, ...], n_layers: int) -> list[str]:
+    """layer_types of a pattern that repeats."""
+    return [f"{pattern[i % len(pattern)]}_attention" for i in range(n_layers)]
+
+
+def window_of(i: int, pattern: tuple[str, ...], window: int | None) -> int | None:
+    """The window of layer i: none in a full layer."""
+    return window if pattern[i % len(pattern)] == "sliding" else None
