@@ -23,6 +23,7 @@ from protea.evaluation.likelihood import Exactness, constant, exactness_of
 from protea.models.estimated import Estimated
 from protea.rng import Streams
 from protea.space import Space
+from protea.spaces import space_from_json
 from protea.spaces.sampling import constrained_sample
 from protea.training import Budget, fit_run, load_model, resume_run
 from protea.training import files as disk
@@ -397,7 +398,10 @@ def _how(dataset: Dataset, data: Any, opening: Mapping[str, Any]) -> dict[str, A
 def _opening(path: Path) -> dict[str, Any]:
     if not (path / "data.json").exists():
         raise CheckpointError(f"{path} does not say how its data were opened.", "Name the data: protea eval RUN DATA.")
-    return disk.read_json(path / "data.json")
+    how = disk.read_json(path / "data.json")
+    if how.get("tokenizer") and (path / "space.json").exists():  # the tokenizer it has, not one learnt again
+        how["space"] = space_from_json(disk.read_json(path / "space.json"))
+    return how
 
 
 def _conditional(model: Model) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from protea.evaluation.text import ReferenceNGram, bits_per_byte_ngram, bleu, distinct_n, self_bleu, words
+from protea.spaces import Tokens
 
 LINES = [
     "the cat sat on the mat and the dog sat on the cat",
@@ -78,4 +79,4 @@ def test_ngram_prefers_real_text_to_shuffled_and_to_noise():
     noise = torch.randint(0, 256, held.shape)
     costs = [bits_per_byte_ngram(x, model).value for x in (held, shuffled, noise)]
     assert costs[0] < 2 < costs[1] < costs[2]
-    assert words(held[:1], "bytes")[0][0] in text.encode()
+    assert words(held[:1], Tokens(held.shape[1]))[0][0] in text.encode()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from protea.cli.options import BUDGET_HELP, Data, DataOption, Json, RequireGpu, Seed, Target, pairs
+from protea.cli.options import BUDGET_HELP, Data, DataOption, Json, RequireGpu, Seed, Target, Tokenizer, pairs
 
 
 def fit(
@@ -24,6 +24,7 @@ def fit(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where the run folder stopped.")] = True,
     target: Target = None,
+    tokenizer: Tokenizer = None,
     option: DataOption = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     require_gpu: RequireGpu = False,
@@ -51,7 +52,7 @@ def fit(
         run = api.fit(
             model, data, budget=budget, seed=seed, out=out, settings=pairs(set_, "--set"), batch_size=batch_size,
             hardware=hardware, resume=resume, progress="none" if json else "auto",
-            target=target, **pairs(option, "--option"),
+            target=target, **pairs(option, "--option"), **({"tokenizer": tokenizer} if tokenizer else {}),
         )  # fmt: skip
     except KeyboardInterrupt:
         console.print("Interrupted. The run folder is kept: repeat the same command to continue.", style="yellow")

@@ -20,6 +20,10 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder written by `protea
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Seed = Annotated[int, typer.Option("--seed", help="Every random number follows from this.")]
 Target = Annotated[str | None, typer.Option("--target", help="The column to predict, for tables.")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Of text: bytes, chars, bpe:512, wordpiece:1000, unigram:1000, or a file."),
+]
 DataOption = Annotated[
     list[str] | None, typer.Option("--option", help="Of opening the data: block=64, size=32, n=2000 ... (repeatable).")
 ]

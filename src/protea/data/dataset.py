@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,33 +107,41 @@ def split_rows(loaded: Loaded, seed: int, fractions: tuple[float, float, float] 
 
 
 def split_documents(
-    text: Documents, space: Tokens, seed: int, fractions: tuple[float, float, float] = FRACTIONS
-) -> Dataset:
-    """Split text by documents, then join each part and cut it into blocks of T tokens (ragged tails are dropped)."""
+    text: Documents, space: Tokens | Callable[[Sequence[bytes]], Tokens], seed: int,
+    fractions: tuple[float, float, float] = FRACTIONS,
+) -> Dataset:  # fmt: skip
+    """Split text by documents, then join each part and cut it into blocks of T tokens (ragged tails are dropped).
+
+    Args:
+        space: or a function that makes it from the documents of the training part, such as by learning a tokenizer.
+    """
     documents = [d for d in text.documents if d.strip()]
     if not documents:
         raise DataError(f"{text.source} holds no text.", "Give a file with text in it.")
     keys = digests(documents)
     part = assign(keys, seed, fractions)
-    blocks, tails = [], 0
-    for p, name in enumerate(("train", "validation", "holdout")):
-        joined = b"".join(documents[i] + text.separator for i in (part == p).nonzero()[0])
-        if len(joined) < space.length:
+    parts = [[documents[i] + text.separator for i in (part == p).nonzero()[0]] for p in range(3)]
+    if not isinstance(space, Tokens):
+        space = space(parts[0])
+    blocks, tails, unit = [], 0, space.unit
+    for mine, name in zip(parts, ("train", "validation", "holdout")):
+        ids = space.tokenise(mine)
+        if len(ids) < space.length:
             raise DataError(
-                f"The {name} part of {text.source} has {len(joined)} bytes, too few for one block of "
+                f"The {name} part of {text.source} has {len(ids)} {unit}s, too few for one block of "
                 f"{space.length} tokens.",
                 "Give more text, or shorter blocks: block=32.",
             )
-        blocks.append(space.encode(joined))
-        tails += len(joined) % space.length
+        blocks.append(space.encode(space.blocks(ids)))
+        tails += len(ids) % space.length
     ends = np.cumsum([len(b) for b in blocks])
     ids = [torch.arange(int(end) - len(b), int(end)) for b, end in zip(blocks, ends)]
     x = torch.cat(blocks)
     origin = np.repeat(np.arange(3), [len(b) for b in blocks])
     notes = (
         *text.notes,
-        f"{len(documents)} documents, split as wholes and joined into blocks of {space.length} bytes; "
-        f"{tails} bytes at the ends of the parts are not used",
+        f"{len(documents)} documents, split as wholes and joined into blocks of {space.length} {unit}s; "
+        f"{tails} {unit}s at the ends of the parts are not used",
     )
     facts = preflight(space, x, None, keys=row_keys(space, x), part=origin, notes=notes)
     repeated = len(documents) - len(np.unique(keys, axis=0))

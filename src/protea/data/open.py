@@ -18,15 +18,17 @@ from protea.data.images import SUFFIXES, image_files, load_images
 from protea.data.series import from_long
 from protea.data.split import FRACTIONS
 from protea.data.tables import TABLES, load_table, read_frame, read_jsonl
-from protea.data.text import TEXTS, from_records, load_text, load_text_folder, text_field
+from protea.data.text import TEXTS, from_records, load_text, load_text_folder, text_field, text_space
 from protea.errors import ConfigError, DataError, nearest
 from protea.space import Space
 from protea.spaces import Image, Series, Table, Tokens
+from protea.spaces.tokenizers import parse as parse_tokenizer
 
 BLOCK = 128  # tokens of a block of text
 OPTIONS = {
     "n": "toys: number of points",
     "block": "text: tokens of a block (128)",
+    "tokenizer": "text: bytes, chars, bpe:512, wordpiece:1000, unigram:1000, or a tokenizer.json (bytes)",
     "text": "JSONL: the field or fields that hold the text",
     "size": "folder of images: side, or (height, width), to resize to",
     "levels": "arrays of images: number of values of a pixel (256)",
@@ -39,7 +41,7 @@ OPTIONS = {
     "name": "what to call the data",
 }
 _FOR = {
-    "table": ("drop", "keep", "ordinals", "categories"), "text": ("block", "text"), "images": ("size",),
+    "table": ("drop", "keep", "ordinals", "categories"), "text": ("block", "text", "tokenizer"), "images": ("size",),
     "arrays": ("levels",), "toy": ("n",), "embedded": (), "series": ("sequence", "drop"),
 }  # fmt: skip
 
@@ -64,7 +66,7 @@ def open_data(
         space: a known space to read the data in, such as that of a saved run.
         seed: another seed gives another split (and other points of a toy).
         constraints: what holds in every row of a table, see `protea.spaces.parse_constraints`.
-        options: see `OPTIONS`; `n`, `block`, `text`, `size`, `levels`, `drop`, `keep`, `ordinals`,
+        options: see `OPTIONS`; `n`, `block`, `tokenizer`, `text`, `size`, `levels`, `drop`, `keep`, `ordinals`,
             `categories`, `sequence`, `fractions`, `name`.
 
     Raises:
@@ -79,6 +81,8 @@ def open_data(
         if option not in OPTIONS:
             raise ConfigError(f"There is no option {option!r} for opening data.", nearest(option, OPTIONS))
     block = _block(options.get("block", BLOCK))
+    if asked := options.get("tokenizer"):
+        parse_tokenizer(asked)
     fractions = _fractions(options.pop("fractions", FRACTIONS))
     name = options.pop("name", None)
     known = {k: v for k, v in options.items() if v is not None}
@@ -89,7 +93,7 @@ def open_data(
         _only(known, "text", target, constraints)
         if space is not None and not isinstance(space, Tokens):
             raise DataError(f"{loaded.source} is text, but a {space.kind} was expected.", "Give other data.")
-        return split_documents(loaded, space or Tokens(block), seed, fractions)
+        return split_documents(loaded, space or text_space(block, asked), seed, fractions)
     return split_rows(loaded, seed, fractions)
 
 

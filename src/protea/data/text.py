@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from protea.data.dataset import Documents
 from protea.data.split import FEWEST
 from protea.errors import DataError, nearest
+from protea.spaces import Tokens
 
 TEXTS = (".txt", ".md", ".txt.gz", ".text")
 PIECE = 1024  # bytes of a document where the text has no structure of its own
@@ -40,6 +41,20 @@ def load_text(path: Path) -> Documents:
     return Documents(
         path.stem, str(path), pieces, b"", (*notes, f"no paragraphs: documents are pieces of {PIECE} bytes")
     )
+
+
+def text_space(length: int, tokenizer: str | None = None) -> Callable[[Sequence[bytes]], Tokens]:
+    """What makes the space of blocks of `length` tokens from the training documents, by learning the tokenizer.
+
+    >>> text_space(8, "chars")([b"to be or not to be"])
+    Tokens(length=8, vocabulary=8, tokenizer=Characters(8), classes=(), chat=None)
+    """
+    from protea.spaces.tokenizers import make_tokenizer
+
+    def make(documents: Sequence[bytes]) -> Tokens:
+        return Tokens(length, tokenizer=make_tokenizer(tokenizer or "bytes", documents))
+
+    return make
 
 
 def encoding_notes(data: bytes, source: str) -> tuple[str, ...]:

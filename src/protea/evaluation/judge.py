@@ -243,8 +243,8 @@ class Judge:
         """Figures of one kind of space."""
         found = {"duplicates": duplicates(x, facts, **self._options)}
         if self.kind == "tokens":
-            texts = words(x, str(getattr(self.space, "tokenizer", "ids")))
-            found["bits_per_byte_ngram"] = bits_per_byte_ngram(x, self.ngram, facts, **self._options)
+            texts = words(x, self.space)
+            found["bits_per_byte_ngram"] = bits_per_byte_ngram(x, self.ngram, facts, space=self.space, **self._options)
             found["self_bleu"] = self_bleu(texts, facts, **self._options)
             found["distinct_n"] = distinct_n(texts, facts, seed=self.seed)
         if self.kind == "table" and len(self.space.fields) > 1:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from protea.evaluation.figure import REPLICATES, Figure, describe, mean_figure, recentred_interval, resample_weights
+from protea.space import Space
+from protea.spaces import Tokens
 
 ORDER = 5
 TEXTS = 200  # texts compared with each other
@@ -72,11 +74,15 @@ class ReferenceNGram:
 
 def bits_per_byte_ngram(
     rows: Tensor, model: ReferenceNGram, protocol: Mapping[str, Any] | None = None,
-    *, seed: int = 0, replicates: int = REPLICATES,
+    *, space: Space | None = None, seed: int = 0, replicates: int = REPLICATES,
 ) -> Figure:  # fmt: skip
-    """Mean bits per token (a token is a byte for text) of rows (N, T) under the reference."""
+    """Bits per byte of rows (N, T) under the reference; bits per token without a `space` that knows the bytes."""
     facts = {**(protocol or {}), "ngram": f"Witten-Bell, order {model.order}"}
-    return mean_figure(model.bits(rows), facts, seed=seed, replicates=replicates)
+    bits = model.bits(rows)
+    if space is None or isinstance(getattr(space, "tokenizer", "ids"), str):
+        return mean_figure(bits, facts, seed=seed, replicates=replicates)
+    found = space.measure(-bits * rows.shape[1] * math.log(2), rows)
+    return mean_figure(found.values, facts, seed=seed, replicates=replicates, weights=found.weights)
 
 
 def bleu(references: Words, hypothesis: Sequence[Any], order: int = 4) -> float:
@@ -132,11 +138,11 @@ def distinct_n(
     return Figure(value, low, high, describe(protocol, replicates, "recentred", **facts))
 
 
-def words(rows: Tensor, tokenizer: str) -> list[list[Any]]:
-    """Rows of token ids to lists of words: bytes are split at white space, other ids stand for themselves."""
-    if tokenizer != "bytes":
+def words(rows: Tensor, space: Space) -> list[list[Any]]:
+    """Rows of token ids to lists of words: text is split at white space, plain ids stand for themselves."""
+    if getattr(space, "tokenizer", "ids") == "ids" or not isinstance(space, Tokens):
         return rows.tolist()
-    return [bytes(r).split() for r in rows.clamp(0, 255).tolist()]
+    return [text.split() for text in space.decode_bytes(rows)]
 
 
 def _pack(x: np.ndarray, n: int, vocabulary: int) -> np.ndarray:

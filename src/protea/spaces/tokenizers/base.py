@@ -7,6 +7,8 @@ that is not (it folds case, say), bytes are those of the decoded text, and figur
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -107,6 +109,12 @@ class Tokenizer(ABC):
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything needed to rebuild it, with a "kind" entry."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its JSON: equal for equal tokenizers."""
+        said = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text in which the names of special tokens stand for these tokens: a rendered chat."""

@@ -64,6 +64,9 @@ class Characters(Tokenizer):
         kept = sorted(count, key=lambda c: (-count[c], c))[:most]
         return cls(tuple(sorted(kept)))
 
+    def __repr__(self) -> str:
+        return f"Characters({self.vocabulary})"
+
     @property
     def vocabulary(self) -> int:
         return len(self.charset) + 1
@@ -92,7 +95,7 @@ class Characters(Tokenizer):
 
     def sizes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         unknown = (x == len(self.charset)).sum(1).cpu()
-        return _lengths(self)[x.cpu()].sum(1), unknown * math.log(CHARACTERS - len(self.charset))
+        return _lengths(self)[x.cpu()].sum(1), unknown.double() * math.log(CHARACTERS - len(self.charset))
 
     def definition(self) -> dict[str, Any]:
         from protea.spaces.tokenizers.definitions import character_definition

@@ -47,7 +47,7 @@ class Subword(Tokenizer):
 
     @property
     def vocabulary(self) -> int:
-        return 1 + max(backend(self.source).get_vocab().values(), default=-1)
+        return _size(self.source)
 
     @property
     def model(self) -> str:
@@ -159,6 +159,11 @@ def backend(source: str, marked: bool = False) -> Any:
 
 
 @lru_cache(maxsize=32)
+def _size(source: str) -> int:
+    return 1 + max(backend(source).get_vocab().values(), default=-1)
+
+
+@lru_cache(maxsize=32)
 def _pieces(source: str) -> tuple[bytes, ...] | None:
     """The bytes of every id, or None where they are not fixed by the id alone or text is lost."""
     value = json.loads(source)
@@ -174,7 +179,7 @@ def _pieces(source: str) -> tuple[bytes, ...] | None:
     plain = {t["id"]: t["content"].encode() for t in value["added_tokens"] if not t["special"]}
     vocab = backend(source).get_vocab()
     prefix = (model.get("continuing_subword_prefix") or "") if model["type"] == "WordPiece" else ""
-    out = [b""] * (1 + max(vocab.values(), default=-1))
+    out = [b""] * _size(source)
     for token, id in vocab.items():
         if id in special:
             continue

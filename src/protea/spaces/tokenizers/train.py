@@ -124,8 +124,11 @@ def _unigram(texts: list[str], vocabulary: int, pre: dict[str, Any], reserved: l
         vocab_size=vocabulary, initial_alphabet=byte_alphabet(), special_tokens=reserved, show_progress=False
     )
     found = _run(models.Unigram(), trainer, texts, pre)
-    # EM adds in an order that differs between runs: scores are rounded, and ordered by score and name
+    # EM adds in an order that differs between runs: scores are rounded, and ordered by score and name. Bytes that the
+    # model pruned come back with scores numbered in a random order, from the least on: they all get the least.
     scores = {piece: round(score, 6) for piece, score in found["vocab"] if piece not in reserved}
+    least = min(scores.values())
+    scores = {p: least if len(p) == 1 and s < least + 256e-4 else s for p, s in scores.items()}
     ordered = sorted(scores, key=lambda piece: (-scores[piece], piece))
     vocab = [[name, 0.0] for name in reserved] + [[piece, scores[piece]] for piece in ordered]
     model = {"type": "Unigram", "unk_id": None, "vocab": vocab, "byte_fallback": False}
