@@ -46,8 +46,8 @@ def load_text(path: Path) -> Documents:
 def text_space(length: int, tokenizer: str | None = None) -> Callable[[Sequence[bytes]], Tokens]:
     """What makes the space of blocks of `length` tokens from the training documents, by learning the tokenizer.
 
-    >>> text_space(8, "chars")([b"to be or not to be"])
-    Tokens(length=8, vocabulary=8, tokenizer=Characters(8), classes=(), chat=None)
+    >>> text_space(8, "chars")([b"to be or not to be"]).tokenizer
+    Characters(8)
     """
     from protea.spaces.tokenizers import make_tokenizer
 
