@@ -108,7 +108,7 @@ def test_positions_enter_by_the_rotary_part_alone(turn, evidence):
              reference="unshifted", reached=relative, tolerance=2e-4, unit="max abs")  # fmt: skip
     stretched = type(ctx)(3 * ctx.positions)
     assert (mla(x, ctx) - mla(x, stretched)).abs().max() > 1e-2
-    rows = mla.q.up.weight.view(H, D_NOPE + D_ROPE, -1)
+    rows = mla.q.expand.weight.view(H, D_NOPE + D_ROPE, -1)
     rows[:, D_NOPE:] = 0.0
     assert torch.equal(mla(x, ctx), mla(x, stretched))
 
@@ -149,7 +149,9 @@ def test_layer_equals_deepseeks(q_rank, interleave, evidence):
     theirs = DeepseekV3Attention(config, 0).eval()
     ours = layer(q_rank=q_rank, turn=rotate_interleaved if interleave else rotate)
     names = {"kv_a_proj_with_mqa": "kv_down", "kv_a_layernorm": "norm", "kv_b_proj": "kv_up", "o_proj": "o"}
-    names |= {"q_a_proj": "q.down", "q_a_layernorm": "q.norm", "q_b_proj": "q.up"} if q_rank else {"q_proj": "q"}
+    names |= (
+        {"q_a_proj": "q.compress", "q_a_layernorm": "q.norm", "q_b_proj": "q.expand"} if q_rank else {"q_proj": "q"}
+    )
     for a, b in names.items():
         theirs.get_submodule(a).weight.copy_(next(ours.get_submodule(b).parameters()))
     x, positions = torch.randn(2, 12, D), torch.arange(12)[None]

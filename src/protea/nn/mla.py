@@ -108,7 +108,7 @@ class Cheapest:
 
 
 class LowRank(nn.Module):
-    """W_up RMSNorm(W_down x): DeepSeek's compressed queries.
+    """W_UQ RMSNorm(W_DQ x): DeepSeek's compressed queries.
 
     >>> LowRank(8, 4, 12)(torch.zeros(2, 8)).shape
     torch.Size([2, 12])
@@ -116,12 +116,12 @@ class LowRank(nn.Module):
 
     def __init__(self, inputs: int, rank: int, outputs: int, *, eps: float = 1e-6, bias: bool = False) -> None:
         super().__init__()
-        self.down = nn.Linear(inputs, rank, bias=bias)
+        self.compress = nn.Linear(inputs, rank, bias=bias)
         self.norm = RMSNorm(rank, eps)
-        self.up = nn.Linear(rank, outputs, bias=False)
+        self.expand = nn.Linear(rank, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.norm(self.down(x)))
+        return self.expand(self.norm(self.compress(x)))
 
 
 class MLA(nn.Module):

@@ -62,8 +62,9 @@ class Router(nn.Module, ABC):
     def __init__(self, n_experts: int, losses: Sequence[Balance] = ()) -> None:
         super().__init__()
         self.n_experts, self.losses = n_experts, tuple(losses)
-        self.register_buffer("load", torch.zeros(n_experts), persistent=False)
-        self.register_buffer("dropped", torch.zeros(()), persistent=False)
+        # On the CPU, so that a model that is built on no device can count; they move with it.
+        self.register_buffer("load", torch.zeros(n_experts, device="cpu"), persistent=False)
+        self.register_buffer("dropped", torch.zeros((), device="cpu"), persistent=False)
 
     @abstractmethod
     def route(self, x: Tensor, ctx: Context) -> Routing:

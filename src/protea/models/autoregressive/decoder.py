@@ -86,7 +86,7 @@ def init_decoder(net: Decoder) -> Decoder:
                 nn.init.zeros_(module.bias)
     nn.init.normal_(net.embed.weight, std=0.02 if net.head is None else 1.0)
     for name, p in net.blocks.named_parameters():
-        if "mixer" in name and name.endswith((".o.weight", ".down.weight")):
+        if "mixer" in name and name.endswith((".o.weight", ".down.weight", ".experts.down")):
             p.mul_((2 * len(net.blocks)) ** -0.5)
     if net.head is not None:
         net.head.weight.mul_(0.1)
