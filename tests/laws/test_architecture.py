@@ -14,7 +14,8 @@ import protea
 SOURCE = Path(protea.__file__).parent
 ROOMS = (
     "errors", "rng", "space", "core", "spaces", "nn", "distributions", "transforms", "processes", "samplers",
-    "objectives", "models", "training", "data", "evaluation", "inference", "interop", "sklearn", "api", "cli",
+    "objectives", "models", "training", "data", "evaluation", "inference", "interop", "serving", "sklearn",
+    "api", "cli",
 )  # fmt: skip
 LEVEL = {room: level for level, room in enumerate(ROOMS)}
 HEAVY = {"transformers", "diffusers", "torchvision", "torchaudio", "pyarrow", "tensorboard"}

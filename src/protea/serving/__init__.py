@@ -1,0 +1,1 @@
+"""Decoding: the engine of many requests, its paged memory, and ways to choose the next token beyond one draw."""
