@@ -16,10 +16,14 @@ from protea.models.autoregressive.gemma import GEMMA2, GEMMA3
 from protea.models.autoregressive.gpt1 import ARCHITECTURE as GPT1
 from protea.models.autoregressive.gpt2 import GPT2_ARCHITECTURE as GPT2
 from protea.models.autoregressive.gpt2 import GPT3_ARCHITECTURE as GPT3
+from protea.models.autoregressive.jamba import ARCHITECTURE as JAMBA
 from protea.models.autoregressive.language import LanguageModel
 from protea.models.autoregressive.llama import ARCHITECTURE as LLAMA
+from protea.models.autoregressive.mamba import ARCHITECTURE as MAMBA
+from protea.models.autoregressive.mamba2 import ARCHITECTURE as MAMBA2
 from protea.models.autoregressive.mistral import ARCHITECTURE as MISTRAL
 from protea.models.autoregressive.qwen import QWEN2, QWEN3
+from protea.models.autoregressive.xlstm import ARCHITECTURE as XLSTM
 from protea.models.entry import Entry
 from protea.space import Rows, Space
 from protea.spaces import Tokens
@@ -37,6 +41,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         GEMMA2,
         GEMMA3,
         COHERE2,
+        MAMBA,
+        MAMBA2,
+        JAMBA,
+        XLSTM,
     )
 }
 
