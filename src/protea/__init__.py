@@ -15,12 +15,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["MODELS", "Budget", "Hardware", "Run", "__version__", "compare", "fit", "load", "open"]
+__all__ = [
+    "MODELS",
+    "Budget",
+    "Hardware",
+    "Run",
+    "__version__",
+    "compare",
+    "fit",
+    "from_pretrained",
+    "load",
+    "open",
+    "save_pretrained",
+]
 
 if TYPE_CHECKING:
     from protea.api import Run, fit, load
     from protea.data import open_data as open
     from protea.evaluation.compare import compare
+    from protea.interop.huggingface import from_pretrained, save_pretrained
     from protea.models import MODELS
     from protea.training import Budget
     from protea.training.hardware import Hardware
@@ -30,6 +43,8 @@ _LAZY = {  # public name -> (module, name there)
     "fit": ("protea.api", "fit"),
     "load": ("protea.api", "load"),
     "Run": ("protea.api", "Run"),
+    "from_pretrained": ("protea.interop.huggingface", "from_pretrained"),
+    "save_pretrained": ("protea.interop.huggingface", "save_pretrained"),
     "compare": ("protea.evaluation.compare", "compare"),
     "MODELS": ("protea.models", "MODELS"),
     "Budget": ("protea.training", "Budget"),

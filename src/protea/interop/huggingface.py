@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from protea.models.autoregressive.architectures import ARCHITECTURES
 from protea.models.autoregressive.decoder import Decoder
 from protea.models.autoregressive.language import LanguageModel
 from protea.spaces import Tokens, space_from_json
+from protea.spaces.chat import Chat
+from protea.spaces.tokenizers import Subword
+from protea.spaces.tokenizers.folder import read_folder, write_folder
 from protea.training import files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 NOT_WEIGHTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+FOLDER = "tokenizer.json"  # where the tokenizer is told
 TEXT = 1024  # tokens of a text that is sampled from an imported model, at most
 
 
@@ -73,7 +78,8 @@ def from_pretrained(folder: str | Path, *, dtype: str | torch.dtype | None = Non
     folder = Path(folder)
     config = read_config(folder)
     architecture, hf = architecture_of(config)
-    c = hf.read(config)
+    theirs = Tensors(folder)
+    c = hf.settle(hf.read(config), set(theirs))
     inputs = config.get("vocab_size")
     if not isinstance(inputs, int) or inputs < 1:
         raise DataError(f"config.json says vocab_size = {inputs!r}.", "Copy the folder again.")
@@ -81,10 +87,11 @@ def from_pretrained(folder: str | Path, *, dtype: str | torch.dtype | None = Non
     outputs = int(own.get("outputs", inputs))
     with torch.device("meta"):
         net = architecture.build(c, inputs, outputs)
-    state = _state(net, hf.weights(c), Tensors(folder), outputs, as_dtype(dtype))
+    state = _state(net, hf.weights(c), theirs, outputs, as_dtype(dtype))
     net.load_state_dict(state, strict=True, assign=True)
     begin = _begin(own, config, inputs)
-    model = LanguageModel(_space(own, c.context, outputs, begin), net, c.context, begin)
+    space = _space(folder, config, c.context, outputs, begin)
+    model = LanguageModel(space, net, c.context, begin)
     model.architecture, model.config = architecture.name, c
     if len(model.class_prior) and "class_prior" in own:
         model.class_prior = torch.tensor(own["class_prior"], dtype=torch.float64)
@@ -115,11 +122,11 @@ def save_pretrained(
     config |= {"dtype": kind, "torch_dtype": kind}
     write_tensors(folder, tensors, part_size)
     files.write_json(folder / "config.json", config)
-    begin = {"bos_token_id": model.begin, "eos_token_id": config.get("eos_token_id")}
     extra = list(range(config["protea"]["outputs"], config["vocab_size"]))
-    suppress = {"suppress_tokens": extra} if extra else {}
-    values = {k: v for k, v in {**begin, **suppress}.items() if v is not None}
-    files.write_json(folder / "generation_config.json", values)
+    values = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
+    files.write_json(folder / "generation_config.json", values | ({"suppress_tokens": extra} if extra else {}))
+    if model.space.tokenizer != "ids":
+        write_folder(folder, model.space.codec, model.space.chat)
     return folder
 
 
@@ -150,8 +157,12 @@ def spell(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         made = weight.save([state[name] for name in weight.ours])
         tensors |= dict(zip(weight.theirs, made, strict=True))
     config: dict[str, Any] = {"architectures": [hf.model_class], "model_type": hf.model_type, **hf.write(c, inputs)}
-    config.setdefault("bos_token_id", model.begin)
-    own = {"version": 1, "outputs": outputs, "begin": model.begin, "space": model.space.to_json()}
+    stop = [] if model.space.chat is None else list(model.space.chat.stop)
+    config |= {"bos_token_id": model.begin} | ({"eos_token_id": stop[0] if len(stop) == 1 else stop} if stop else {})
+    space = model.space.to_json()
+    if isinstance(model.space.tokenizer, Subword):
+        space = {**space, "tokenizer": FOLDER}
+    own = {"version": 1, "outputs": outputs, "begin": model.begin, "space": space}
     if len(model.class_prior):
         own["class_prior"] = model.class_prior.tolist()
     return {**config, "protea": own}, tensors
@@ -230,12 +241,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _space(own: Mapping[str, Any], context: int, outputs: int, begin: int) -> Tokens:
-    if "space" in own:
-        space = space_from_json(own["space"])
+def _space(folder: Path, config: Mapping[str, Any], context: int, outputs: int, begin: int) -> Tokens:
+    """The space of our own making, else tokens of the folder's tokenizer, else plain ids."""
+    own = (config.get("protea") or {}).get("space")
+    there = (folder / "tokenizer.json").is_file()
+    if own is not None and own["tokenizer"] != FOLDER:
+        space = space_from_json(own)
         assert isinstance(space, Tokens)
         return space
-    return Tokens(min(context, TEXT), vocabulary=outputs, tokenizer="ids", begin=begin)
+    found = read_folder(folder) if there else None
+    tokenizer = "ids" if found is None else found.tokenizer
+    if own is not None:
+        space = space_from_json({**own, "tokenizer": "ids"})
+        assert isinstance(space, Tokens)
+        return replace(space, tokenizer=tokenizer)
+    chat = None if found is None else found.chat
+    ends = config.get("eos_token_id")
+    if chat is None and ends is not None:
+        chat = Chat(None, tuple(ends) if isinstance(ends, list) else (ends,))
+    return Tokens(min(context, TEXT), outputs, tokenizer, chat=chat, begin=begin)
 
 
 def _begin(own: Mapping[str, Any], config: Mapping[str, Any], inputs: int) -> int:
