@@ -114,3 +114,21 @@ def test_samplers_have_no_likelihood(rows):
             return rng.normal(1)
 
     assert likelihood(Sampler(), rows) is None
+
+
+def test_perplexity_of_a_token(evidence):
+    """A network that says the same of every token has the perplexity of its vocabulary, and log2 of it in bits."""
+
+    from protea.models.autoregressive.transformer import TransformerConfig, build
+    from protea.spaces import Tokens
+
+    model = build(Tokens(8, vocabulary=50, tokenizer="ids"), TransformerConfig(1, 16, 2, 2, 16, 8))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    rows = Rows(torch.randint(0, 50, (64, 8)), None, torch.arange(64))
+    found = likelihood(model, rows)
+    assert found is not None and found.perplexity is not None
+    assert found.figure.value == pytest.approx(math.log2(50)) and found.to_json()["perplexity"]["value"] > 0
+    evidence(id="AR-51", system="Perplexity", claim="of a uniform model over 50 tokens", reference="closed form",
+             reached=abs(found.perplexity.value - 50), tolerance=1e-3, unit="abs")  # fmt: skip

@@ -38,6 +38,9 @@ def evaluate(
     if likelihood := row["likelihood"]:
         unit = f"{likelihood['unit']}, {likelihood['exactness']}"
         table.add_row("likelihood", number(likelihood["value"]), interval_text(likelihood), Text(unit, "dim"))
+        if told := likelihood.get("perplexity"):
+            meaning = Text("of a token; compares models of one tokenizer only", "dim")
+            table.add_row("perplexity", number(told["value"]), interval_text(told), meaning)
     for name, figure in row["metrics"].items():
         meaning = METRICS[name].meaning if name in METRICS else ""
         table.add_row(name, number(figure["value"]), interval_text(figure), Text(meaning, "dim"))

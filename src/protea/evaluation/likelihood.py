@@ -26,7 +26,8 @@ from protea.evaluation.figure import Figure, mean_figure
 from protea.models.estimated import Estimated, Partition
 from protea.models.lifted import Lifted
 from protea.rng import Streams, fold
-from protea.space import Rows
+from protea.space import Rows, Space
+from protea.spaces import Tokens
 
 Exactness = Literal["exact", "bound", "estimate"]
 
@@ -38,15 +39,19 @@ _CONSTANTS: WeakKeyDictionary[Model, tuple[tuple, Partition]] = WeakKeyDictionar
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A held-out likelihood: the figure, its unit, and whether it is exact, a bound or an estimate."""
+    """A held-out likelihood: the figure, its unit, whether it is exact, a bound or an estimate, and for text the
+    perplexity exp(-log p / T) of a token, which compares models of one tokenizer only.
+    """
 
     figure: Figure
     unit: str
     exactness: Exactness
+    perplexity: Figure | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as the report's contract names them."""
-        return {**self.figure.to_json(), "unit": self.unit, "exactness": self.exactness}
+        told = {**self.figure.to_json(), "unit": self.unit, "exactness": self.exactness}
+        return told if self.perplexity is None else told | {"perplexity": self.perplexity.to_json()}
 
 
 def class_prior(model: Model) -> Tensor | None:
@@ -126,7 +131,16 @@ def likelihood(
         error = constant(model, seed).error
         shifted = model.space.measure(found[0] + 1.96 * error, rows.x)
         figure = _widened(figure, abs(shifted.mean - figure.value))
-    return Likelihood(figure, unit, found[1])
+    return Likelihood(figure, unit, found[1], _perplexity(found[0], model.space, facts, seed))
+
+
+def _perplexity(nats: Tensor, space: Space, facts: Mapping[str, Any], seed: int) -> Figure | None:
+    if not isinstance(space, Tokens):
+        return None
+    found = mean_figure(
+        -nats / space.length, {**facts, "vocabulary": space.vocabulary, "tokens": space.unit}, seed=seed
+    )
+    return replace(found, **{end: math.exp(min(getattr(found, end), 700.0)) for end in ("value", "low", "high")})
 
 
 def _widened(figure: Figure, by: float) -> Figure:
