@@ -141,4 +141,10 @@ CASES: list[Case] = [
     *cases("hmm", tokens, series, states=3),
     *cases("hmm", labelled_series, states=2, chains=2, mixtures=2),
     *cases("transformer", tokens, n_layers=1, d_model=16, n_heads=2, n_kv_heads=2, d_ff=16, context=8),
+    *cases("mamba", tokens, n_layers=1, d_model=8, d_state=4, dt_rank=2, context=8),
+    *cases("mamba2", tokens, n_layers=1, d_model=8, d_head=8, d_state=4, context=8),
+    *cases("xlstm", tokens, n_layers=2, d_model=16, n_heads=2, d_qk=8, d_v=16, d_ff=16, context=8, slstm=[1]),
+    *cases(
+        "jamba", tokens, n_layers=2, d_model=16, n_heads=2, d_ff=16, d_state=4, dt_rank=2, attention=[2, 1], context=8
+    ),
 ]
