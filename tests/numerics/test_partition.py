@@ -7,13 +7,17 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from scipy import optimize, stats
+from scipy.special import expit
 
+from protea.models.boltzmann.conservative import conservative_log_prob
 from protea.models.boltzmann.dbm import DBM
+from protea.models.boltzmann.enumeration import states
 from protea.models.boltzmann.rbm import RBM
 from protea.models.boltzmann.units import Binomial, Gaussian, Units
 from protea.rng import Streams
 from protea.samplers.ais import Weights, ais, spacing
+from protea.samplers.sandwich import bennett, combined
 from protea.samplers.tempering import Tempering, exchange, ladder
 
 
@@ -144,3 +148,102 @@ def test_exchanges_leave_the_product_invariant() -> None:
     want = (p[0][:, None] * p[1][None]).flatten() * n
     assert stats.chisquare(seen.numpy(), want.numpy()).pvalue > 1e-4
     assert bool((source != torch.tensor([[0], [1]])).any())
+
+
+# ---- both sides
+
+
+def strong(scale: float, seed: int = 1) -> RBM:
+    """Fourteen binary units and ten hidden ones with strong couplings and no field: many separate modes."""
+    model = randomised(RBM((14,), Binomial(14, 10), dtype=torch.float64).double(), scale, seed)
+    with torch.no_grad():
+        model.visible.bias.copy_(-model.visible.weight.sum(1) / 2)
+        model.bias.copy_(-model.visible.weight.sum(0) / 2)
+    return model
+
+
+@torch.no_grad()
+def exact_hidden(model: RBM, n: int, seed: int) -> torch.Tensor:
+    """Independent draws of p(h) by enumeration."""
+    h = torch.cat(list(states(len(model.bias), like=model.bias)))
+    return h[Streams(seed, n).categorical(model.machine.log_centre(h).expand(n, -1))]
+
+
+def test_bennett_on_gaussian_weights(evidence) -> None:
+    """Weights N(C - s^2/2, s^2) forward are N(C + s^2/2, s^2) backward: C is known. pymbar's equation, by scipy."""
+    rng = Streams(0, 400)
+    z = rng.normal(2, dtype=torch.float64)
+    forward, backward = 10 - 4.5 + 3 * z[:, 0], 10 + 4.5 + 3 * z[:300, 1]
+
+    def score(c: float) -> float:
+        m = math.log(len(forward) / len(backward))
+        return float(expit(forward.numpy() - c - m).sum() - expit(c + m - backward.numpy()).sum())
+
+    want = optimize.brentq(score, -50, 50, xtol=1e-12)
+    assert float(bennett(forward, backward)) == pytest.approx(want, abs=1e-9)
+    value, error, _ = combined(forward, backward)
+    assert abs(value - 10) < 3 * error < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [False, True], ids=["one side", "both sides"])
+def test_intervals_of_log_z_cover_the_truth(warm: bool, evidence) -> None:
+    """At least 90 of 100 seeds for 95 %, of a machine whose chains get stuck."""
+    model = strong(2.0)
+    want = float(model.exact_log_partition().detach())
+    found = [
+        model.machine.estimate(seed, chains=48, steps=96, particles=exact_hidden(model, 200, seed) if warm else None)
+        for seed in range(100)
+    ]
+    covered = sum(low <= want <= high for low, high in (z.interval() for z in found))
+    evidence(
+        id="EB-06", system=f"rbm, log Z from {'both sides' if warm else 'one side'}", unit="of 100",
+        claim="95 % intervals that cover the sum over all states", reference="sum over all states",
+        reached=covered, tolerance=90, at_least=True,
+    )  # fmt: skip
+    assert sum(z.converged for z in found) >= 50
+    beyond = sum(z.lower > want + 3 for z in found) + sum(z.upper < want - 3 for z in found)
+    assert beyond <= 10  # each has a probability below exp(-3)
+    if warm:
+        spread = torch.tensor([z.value - want for z in found]).square().mean().sqrt()
+        one = torch.tensor([z.lower - want for z in found]).square().mean().sqrt()
+        assert spread < one  # both sides together are nearer than the forward one
+
+
+def test_a_path_that_is_too_short_says_so() -> None:
+    """Four temperatures for couplings of 6: the chains' weights differ by nats, and no figure is called converged."""
+    model = strong(6.0)
+    found = [model.machine.estimate(seed, chains=32, steps=4) for seed in range(10)]
+    assert not any(z.converged for z in found)
+    assert all(z.effective < 0.2 * 32 for z in found)
+
+
+def test_the_conservative_likelihood_is_that_of_the_annealed_sampler(evidence) -> None:
+    """RAISE: by enumeration, E[exp(bound)] = p_ann, whose h_0 .. h_K are 2^H states with known transitions."""
+    model = randomised(RBM((4,), Binomial(4, 3), dtype=torch.float64).double(), 1.5, 4)
+    v = torch.cat(list(states(4, like=model.bias)))
+    h = torch.cat(list(states(3, like=model.bias)))
+    path, visible = spacing(3), model.visible
+    with torch.no_grad():
+
+        def u_given_h(beta: float) -> torch.Tensor:
+            p = torch.sigmoid(visible.base + beta * (visible.bias - visible.base + h @ visible.weight.T))
+            return (v[None] * p[:, None] + (1 - v[None]) * (1 - p[:, None])).prod(2)
+
+        def h_given_u(beta: float) -> torch.Tensor:
+            p = torch.sigmoid(beta * (v @ visible.weight + model.bias))
+            return (h[None] * p[:, None] + (1 - h[None]) * (1 - p[:, None])).prod(2)
+
+        at = torch.full((len(h),), 1 / len(h)).double()
+        for beta in path[1:-1]:
+            at = at @ u_given_h(beta) @ h_given_u(beta)
+        want = at @ u_given_h(1.0)
+        n = 20_000
+        found = conservative_log_prob(model, v.repeat_interleave(n, 0), steps=3).exp().reshape(len(v), n)
+    assert float(want.sum()) == pytest.approx(1)
+    z = (found.mean(1) - want) / (found.std(1) / n**0.5)
+    evidence(
+        id="EB-06", system="rbm, reverse annealing from data", claim="p_ann of 16 states, largest z-score",
+        reference="transitions multiplied out", reached=float(z.abs().max()), tolerance=4.5, unit="standard errors",
+    )  # fmt: skip
+    assert bool((found.log().mean(1) <= want.log()).all())  # low on average

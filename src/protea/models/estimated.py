@@ -16,6 +16,7 @@ from torch import Tensor
 from protea.core import Model
 from protea.models.lifted import Lifted
 from protea.rng import Streams
+from protea.samplers.sandwich import Ratio
 from protea.space import Space
 from protea.transforms.relaxation import Relaxation
 
@@ -26,11 +27,23 @@ class Partition(NamedTuple):
     value: float  # nats
     error: float = 0.0  # one standard error of `value`, nats; 0 where it is exact
     exact: bool = True  # by enumeration
-    effective: float = float("inf")  # effective number of the weights behind an estimate
+    effective: float = float("inf")  # effective number of the chains behind an estimate
+    lower: float = -math.inf  # of chains from the base: above log Z + t with probability below exp(-t)
+    upper: float = math.inf  # of chains back from the model's particles: below log Z - t likewise; inf without any
+    steps: int = 0  # temperatures of the path
+    converged: bool = True  # enough effective chains, and half as long a path said the same
 
     def interval(self, errors: float = 1.96) -> tuple[float, float]:
         """log Z within so many standard errors."""
         return self.value - errors * self.error, self.value + errors * self.error
+
+    @classmethod
+    def of(cls, log_base: float, ratio: Ratio) -> Partition:
+        """From the constant of the base and an estimated ratio to it."""
+        value, error, lower, upper, effective, steps, converged = ratio
+        return cls(
+            log_base + value, error, False, effective, log_base + lower, log_base + upper, steps, converged
+        )  # fmt: skip
 
 
 class Estimated(Model):
@@ -44,7 +57,7 @@ class Estimated(Model):
 
     @abstractmethod
     def log_partition(self, seed: int = 0, *, steps: int = 2000) -> Partition:
-        """log Z, exact where that is affordable, else an estimate by a path of `steps` temperatures."""
+        """log Z, exact where that is affordable, else an estimate by paths of up to `steps` temperatures."""
 
 
 class LiftedEstimate(Lifted, Estimated):

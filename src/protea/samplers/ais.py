@@ -8,10 +8,13 @@ Each chain starts at x ~ f_0 / Z_0 and alternates a weight and a move that leave
     log Z_K ~ log Z_0 + log mean(w),    standard error of the logarithm ~ sd(w) / (mean(w) sqrt(M))  (delta method)
 
 The estimate of Z is unbiased, hence that of log Z low on average (Jensen); chains that mix badly make it lower still
-without the standard error saying so, which is why `effective`, (sum w)^2 / sum w^2, is reported beside it.
+without the standard error saying so, which is why `effective`, (sum w)^2 / sum w^2, is reported beside it, and why
+`sandwich.py` looks from the other side as well.
 
 Neal 2001, "Annealed importance sampling"; Salakhutdinov & Murray 2008, "On the quantitative analysis of deep belief
-networks", whose spacing of temperatures `spacing` follows.
+networks", whose spacing of temperatures `spacing` follows; `evened` learns one from the chains themselves: steps along
+which the weights' increments spread alike are of equal length in the metric that decides the variance (Gelman & Meng
+1998; Grosse, Maddison & Salakhutdinov 2013, "Annealing between distributions by averaging moments").
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,9 +33,10 @@ Step = Callable[[X, float, float], tuple[Tensor, X]]  # (x, b0, b1) to (log f_b1
 
 
 class Weights(NamedTuple):
-    """Log-weights (M,) in float64 and what follows from them."""
+    """Log-weights (M,) in float64 and what follows from them; and how far each step's increments spread, (K,)."""
 
     log_w: Tensor
+    spread: Tensor = torch.zeros(0)
 
     @property
     def log_ratio(self) -> float:
@@ -65,6 +70,25 @@ def spacing(steps: int) -> list[float]:
     return [low + width * i / n for low, width, n in parts for i in range(n)] + [1.0]
 
 
+def evened(betas: Sequence[float], spread: Tensor, steps: int) -> list[float]:
+    """A path of `steps` steps along which the increments of chains spread alike.
+
+    Args:
+        betas: a path, from 0 to 1.
+        spread: standard deviation of the increments of each of its steps, (len(betas) - 1,).
+
+    >>> [round(b, 2) for b in evened([0.0, 0.5, 1.0], torch.tensor([3.0, 1.0]), 4)]
+    [0.0, 0.17, 0.33, 0.5, 1.0]
+    """
+    spread = spread.double().cpu()
+    length = (spread + 0.01 * float(spread.mean()) + 1e-12).cumsum(0)  # no step of no length
+    length = torch.cat((length.new_zeros(1), length)) / length[-1]
+    if float(spread.max()) == 0:
+        return spacing(steps)
+    path = np.interp(np.linspace(0, 1, steps + 1), length.numpy(), np.asarray(betas))
+    return [0.0, *path[1:-1].tolist(), 1.0]
+
+
 @torch.no_grad()
 def ais(x: X, betas: Sequence[float], step: Step[X]) -> tuple[Weights, X]:
     """Weights of M chains, and where they ended.
@@ -83,8 +107,9 @@ def ais(x: X, betas: Sequence[float], step: Step[X]) -> tuple[Weights, X]:
     >>> abs(w.log_ratio - math.log(0.5)) < 4 * w.error < 0.1
     True
     """
-    log_w = torch.zeros((), dtype=torch.float64)
+    log_w, spread = torch.zeros((), dtype=torch.float64), []
     for b0, b1 in pairwise(betas):
         log_ratio, x = step(x, b0, b1)
         log_w = log_w.to(log_ratio.device) + log_ratio.double()
-    return Weights(log_w), x
+        spread.append(log_ratio.double().std(correction=0))
+    return Weights(log_w, torch.stack(spread)), x

@@ -16,7 +16,7 @@ from protea.training.lifting import Lifting
 
 Judge = Callable[[Model], Mapping[str, float]]
 
-PATH = 500  # temperatures of an estimated constant
+PATH = 200  # temperatures of an estimated constant
 ROWS = 2000  # at most; enough for a figure with an error of a few hundredths of its spread
 
 

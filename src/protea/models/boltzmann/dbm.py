@@ -155,7 +155,7 @@ class DBM(Boltzmann):
         if len(self.bias) <= EXACT:
             with torch.no_grad():
                 return Partition(float(self.exact_log_partition()))
-        return self.machine.estimate(seed, steps=steps)
+        return self.machine.estimate(seed, steps=steps, particles=self.particles)
 
     def exact_log_partition(self) -> Tensor:
         """log Z by summing over h1, (); differentiable.

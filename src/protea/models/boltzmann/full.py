@@ -25,8 +25,9 @@ from protea.models.boltzmann.machine import Bipartite, Clamp, Machine, State
 from protea.models.boltzmann.units import Beta, Binomial, Softmax, Units
 from protea.models.estimated import Partition
 from protea.rng import Streams, fold
-from protea.samplers.ais import ais, spacing
+from protea.samplers.ais import Step
 from protea.samplers.gibbs import entropy, gibbs, mean_field
+from protea.samplers.sandwich import sandwich
 
 SUMMED = 12  # hidden units up to which their states are summed over for every row
 
@@ -93,15 +94,16 @@ class General(Machine):
 
     @torch.no_grad()
     def estimate(self, seed: int, *, chains: int = 128, steps: int = 2000) -> Partition:
-        """log Z by annealed importance sampling over the states of all units."""
-        rng = Streams(fold(seed, "ais"), chains, self.inner.device)
+        """log Z by annealed importance sampling over all units, forward only: sweeps are not reversible."""
 
-        def step(state: State, b0: float, b1: float) -> tuple[Tensor, State]:
-            return -(b1 - b0) * self.tilt(state).double(), self.sweep(state, rng, b1)
+        def start(rng: Streams) -> State:
+            return {name: value for name, value in self.start(rng).items() if name != "mean"}
 
-        start = self.start(rng)
-        found, _ = ais({k: v for k, v in start.items() if k != "mean"}, spacing(steps), step)
-        return Partition(self.bipartite.log_base() + found.log_ratio, found.error, False, found.effective)
+        def annealing(rng: Streams) -> Step[State]:
+            return lambda state, b0, b1: (-(b1 - b0) * self.tilt(state).double(), self.sweep(state, rng, b1))
+
+        found = sandwich(start, annealing, fold(seed, "ais"), chains=chains, steps=steps, device=self.inner.device)
+        return Partition.of(self.bipartite.log_base(), found)
 
 
 class BoltzmannMachine(Boltzmann):

@@ -21,7 +21,8 @@ from torch import Tensor
 from protea.models.boltzmann.units import Beta, Units
 from protea.models.estimated import Partition
 from protea.rng import Streams, fold
-from protea.samplers.ais import Weights, ais, spacing
+from protea.samplers.ais import Step, Weights, ais, spacing
+from protea.samplers.sandwich import sandwich
 
 State = dict[str, Tensor]
 Clamp = Mapping[str, tuple[Tensor, Tensor]]  # layer to (values, True where they are held), each (B, units)
@@ -131,17 +132,44 @@ class Bipartite(Machine):
         """log sum over the outer layers of exp(-E(u, h)), (B,)."""
         return h @ self.bias + sum(units.log_norm(units.pull(h)).sum(1) for units in self.outer.values())
 
-    def estimate(self, seed: int, *, chains: int = 128, steps: int = 2000) -> Partition:
-        """log Z by annealed importance sampling; noise depends on the seed alone."""
-        found = self.weights(seed, chains=chains, steps=steps)
-        return Partition(self.log_base() + found.log_ratio, found.error, False, found.effective)
+    def estimate(
+        self, seed: int, *, chains: int = 128, steps: int = 2000, particles: Tensor | None = None
+    ) -> Partition:  # fmt: skip
+        """log Z by annealed importance sampling from both sides (`samplers/sandwich.py`); a function of the seed.
+
+        Args:
+            chains: of each direction.
+            steps: of the longest path.
+            particles: hidden states (n, H) of a long run of the model, from which chains anneal back; None for forward
+                chains alone.
+        """
+        warm = None if particles is None or len(particles) == 0 else lambda rng: self.settled(particles, rng)
+        return Partition.of(self.log_base(), sandwich(
+            self.blank, self.annealing, fold(seed, "ais"), target=warm, chains=chains, steps=steps,
+            device=self.bias.device,
+        ))  # fmt: skip
 
     @torch.no_grad()
     def weights(self, seed: int, *, chains: int, steps: int) -> Weights:
         """Weights of chains from the base (the data's independent marginals) to the machine, over the states of h:
         the outer layers are summed out, which makes the weights vary less."""
         rng = Streams(fold(seed, "ais"), chains, self.bias.device)
-        h = rng.bernoulli(self.bias.new_full((chains, len(self.bias)), 0.5))
+        return ais(self.blank(rng), spacing(steps), self.annealing(rng))[0]
+
+    def blank(self, rng: Streams) -> Tensor:
+        """Hidden states of beta = 0, (n, H)."""
+        return rng.bernoulli(self.bias.new_full((len(rng), len(self.bias)), 0.5))
+
+    def settled(self, particles: Tensor, rng: Streams, sweeps: int = 100) -> Tensor:
+        """Hidden states (n, H) of chains that go on from particles drawn at random."""
+        which = (rng.coins(1)[:, 0] * len(particles)).long().to(particles.device)
+        state = {"h": particles[which].to(self.bias)}
+        for _ in range(sweeps):
+            state = self.sweep(state, rng)
+        return state["h"]
+
+    def annealing(self, rng: Streams) -> Step[Tensor]:
+        """A step of `ais` over hidden states; its moves, h to u to h, are reversible."""
 
         def step(h: Tensor, b0: float, b1: float) -> tuple[Tensor, Tensor]:
             log_ratio, outer = (b1 - b0) * (h @ self.bias).double(), {}
@@ -151,4 +179,4 @@ class Bipartite(Machine):
                 outer[name] = units.draw(pull, rng, b1)
             return log_ratio, rng.bernoulli(torch.sigmoid(self.field(outer, b1)))
 
-        return ais(h, spacing(steps), step)[0]
+        return step

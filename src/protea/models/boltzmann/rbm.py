@@ -115,7 +115,7 @@ class RBM(Boltzmann, Energy):
         if self.bias.numel() <= EXACT:
             with torch.no_grad():
                 return Partition(float(self.exact_log_partition()))
-        return self.machine.estimate(seed, steps=steps)
+        return self.machine.estimate(seed, steps=steps, particles=self.particles)
 
     def exact_log_partition(self) -> Tensor:
         """log Z by summing over the hidden states, or the visible ones where they are fewer; differentiable.
