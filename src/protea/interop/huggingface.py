@@ -28,7 +28,10 @@ from protea.spaces.tokenizers.folder import read_folder, write_folder
 from protea.training import files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-NOT_WEIGHTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+NOT_WEIGHTS = (
+    "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias",
+    ".shared_head.head.weight", ".embed_tokens.weight",  # DeepSeek-V3 repeats head and embedding in its last layer
+)  # fmt: skip
 FOLDER = "tokenizer.json"  # where the tokenizer is told
 TEXT = 1024  # tokens of a text that is sampled from an imported model, at most
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ Convert = Callable[[list[Tensor]], list[Tensor]]
 def same(tensors: list[Tensor]) -> list[Tensor]:
     """No change."""
     return tensors
+
+
+def settled(config: Any, names: Collection[str]) -> Any:
+    """config.json says all."""
+    return config
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class HuggingFace:
         read: their config.json to ours; raises `DataError` where it asks for what we do not have.
         write: ours, and the number of tokens, to their config.json (less model_type and architectures).
         weights: our config to the tensors of the two sides. Tied heads have no entry.
+        settle: (our config, names of the tensors that a folder holds) to the config, where only they decide.
     """
 
     model_type: str
@@ -52,6 +58,7 @@ class HuggingFace:
     read: Callable[[Mapping[str, Any]], Any]
     write: Callable[[Any, int], dict[str, Any]]
     weights: Callable[[Any], Sequence[Weight]]
+    settle: Callable[[Any, Collection[str]], Any] = settled
 
 
 @dataclass(frozen=True)

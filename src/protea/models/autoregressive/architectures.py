@@ -12,6 +12,7 @@ from typing import Any
 
 from protea.models.autoregressive.architecture import Architecture
 from protea.models.autoregressive.cohere import ARCHITECTURE as COHERE2
+from protea.models.autoregressive.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from protea.models.autoregressive.gemma import GEMMA2, GEMMA3
 from protea.models.autoregressive.gpt1 import ARCHITECTURE as GPT1
 from protea.models.autoregressive.gpt2 import GPT2_ARCHITECTURE as GPT2
@@ -22,7 +23,9 @@ from protea.models.autoregressive.llama import ARCHITECTURE as LLAMA
 from protea.models.autoregressive.mamba import ARCHITECTURE as MAMBA
 from protea.models.autoregressive.mamba2 import ARCHITECTURE as MAMBA2
 from protea.models.autoregressive.mistral import ARCHITECTURE as MISTRAL
+from protea.models.autoregressive.mixtral import ARCHITECTURE as MIXTRAL
 from protea.models.autoregressive.qwen import QWEN2, QWEN3
+from protea.models.autoregressive.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from protea.models.autoregressive.xlstm import ARCHITECTURE as XLSTM
 from protea.models.entry import Entry
 from protea.space import Rows, Space
@@ -41,6 +44,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         GEMMA2,
         GEMMA3,
         COHERE2,
+        MIXTRAL,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
+        QWEN2_MOE,
+        QWEN3_MOE,
         MAMBA,
         MAMBA2,
         JAMBA,
