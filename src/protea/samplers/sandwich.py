@@ -35,7 +35,7 @@ X = TypeVar("X")
 Start = Callable[[Streams], X]
 BOOTSTRAP = 200
 FIRST = 8  # the path doubles from an eighth of the longest
-ENOUGH = 0.05  # of all chains have to be worth something
+ENOUGH, LEAST = 0.05, 5.0  # share of the chains, and number, that the estimate has to rest on
 
 
 class Ratio(NamedTuple):
@@ -110,7 +110,7 @@ def sandwich(
         backward = None if target is None else ais(target(rng[1]), betas[::-1], step(rng[1]))[0]
         found = combined(forward.log_w, None if backward is None else -backward.log_w, seed)
         moved, slack = (0.0, 0.0) if before is None else (abs(found[0] - before[0]), math.hypot(found[1], before[1]))
-        settled = before is not None and moved <= 1.96 * slack + 1e-9 and found[2] >= ENOUGH * chains
+        settled = before is not None and moved <= 1.96 * slack + 1e-9 and found[2] >= max(ENOUGH * chains, LEAST)
         if settled or 2 * (len(betas) - 1) > steps:
             break
         before = found
