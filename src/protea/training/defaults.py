@@ -25,6 +25,7 @@ from protea.samplers.guidance import Guided
 from protea.training.budget import Budget
 from protea.training.contrast import Contrast
 from protea.training.em import EM
+from protea.training.experts import BalanceExperts, routers
 from protea.training.gradient import Gradient
 from protea.training.lifting import Lifting
 from protea.training.optim import adamw
@@ -127,4 +128,6 @@ def _transformer(model: LanguageModel, *, budget: Budget | None = None, seed: in
     width, length = model.net.embed.weight.shape[1], model.space.event[0]
     parts: dict[str, Any] = {"optimizer": adamw(6e-3 * (64 / width) ** 0.5, weight_decay=0.1, betas=(0.9, 0.95)),
              "batch_size": max(2, min(8 * width, 8192) // length)}  # fmt: skip
+    if routers(model):
+        parts["after"] = [BalanceExperts()]
     return Gradient(model, [Phase("nll", list(model.parameters()), token_nll(model))], **(parts | options))
