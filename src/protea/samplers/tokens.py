@@ -4,9 +4,11 @@ r"""Choosing the next token: plain functions on logits, and the loop that writes
     top-k        keep the k most probable tokens                     (Fan et al. 2018)
     top-p        keep the smallest set whose mass is at least p      (Holtzman et al. 2020, "nucleus")
     min-p        keep tokens of at least p times the best one's mass (Nguyen et al. 2024)
+    typical      keep those whose surprise is nearest the entropy    (Meister et al. 2023)
 
-A removed token gets the logit -inf. They compose in this order, as in `transformers`, and a token
-is then drawn by inverting the distribution function at one uniform number per text and step.
+A removed token gets the logit -inf. They compose in this order, as in `transformers`, after the penalties
+of `penalties.py`, and a token is then drawn by inverting the distribution function at one uniform number
+per text and step. For many requests at once, stops, streams and constraints see `protea.serving`.
 """
 
 from __future__ import annotations
@@ -69,10 +71,30 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(drop, -torch.inf)
 
 
+def typical(logits: Tensor, mass: float) -> Tensor:
+    """Keep the tokens whose surprise -log p is nearest the entropy H, up to a probability of `mass` in (0, 1].
+
+    >>> typical(torch.tensor([0.9, 0.05, 0.05]).log(), 0.5).exp().round(decimals=2).tolist()
+    [0.8999999761581421, 0.0, 0.0]
+    """
+    if not 0 < mass <= 1:
+        raise ConfigError(f"typical must be in (0, 1], not {mass}.", "Use 1 to keep every token.")
+    if mass == 1:
+        return logits
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p * log_p.exp()).nansum(-1, keepdim=True)
+    far, index = (-log_p - entropy).abs().sort(-1)
+    below = logits.gather(-1, index).softmax(-1).cumsum(-1) < mass
+    last = below.sum(-1, keepdim=True).clamp_max(logits.shape[-1] - 1)
+    drop = far > far.gather(-1, last)
+    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, index, drop), -torch.inf)
+
+
 def warp(
-    logits: Tensor, t: float = 1.0, k: int | None = None, p: float | None = None, least: float | None = None
-) -> Tensor:
-    """Temperature t, then top-k, top-p p and min-p `least`, where they are given."""
+    logits: Tensor, t: float = 1.0, k: int | None = None, p: float | None = None, least: float | None = None,
+    mass: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Temperature t, then top-k, top-p p, min-p `least` and typical `mass`, where they are given."""
     if t != 1:
         logits = temperature(logits, t)
     if k is not None:
@@ -81,7 +103,7 @@ def warp(
         logits = top_p(logits, p)
     if least is not None:
         logits = min_p(logits, least)
-    return logits
+    return logits if mass is None else typical(logits, mass)
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -98,6 +120,12 @@ def pick(logits: Tensor, u: Tensor) -> Tensor:
     cdf = logits.double().softmax(-1).cumsum(-1)
     cdf = cdf / cdf[:, -1:]
     return torch.searchsorted(cdf, u.to(cdf)[:, None].contiguous())[:, 0]
+
+
+def uniforms(streams: Streams, n: int) -> Tensor:
+    """(B, n) float64 on (0, 1), of 46 bits; a longer draw begins the same."""
+    coarse, fine = (streams.uniform(n, 2).double() * 2**23).unbind(-1)
+    return (coarse.floor() + fine * 2.0**-23) * 2.0**-23
 
 
 @torch.no_grad()
@@ -139,9 +167,8 @@ def generate(
     if temperature < 0:
         raise ConfigError(f"temperature must not be negative ({temperature}).", "Use 0 for greedy decoding.")
     batch, length = prompt.shape
-    streams = rng if isinstance(rng, Streams) else Streams(rng, batch, prompt.device)
-    coarse, fine = (streams.uniform(max_new_tokens, 2).double() * 2**23).unbind(-1)
-    u = (coarse.floor() + fine * 2.0**-23).to(prompt.device) * 2.0**-23  # 46 bits; a longer text begins the same
+    u = uniforms(rng if isinstance(rng, Streams) else Streams(rng, batch, prompt.device), max_new_tokens)
+    u = u.to(prompt.device)
     cache, fresh = model.new_cache(batch, length + max_new_tokens), prompt
     text = prompt.new_empty((batch, max_new_tokens))
     for i in range(max_new_tokens):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -74,11 +75,13 @@ class Text:
         length: tokens remembered.
         tables: for each kind.
         states: for each recurrent layer.
+        own: the memory of a model that has another kind.
     """
 
     length: int = 0
     tables: dict[Window, Table] = field(default_factory=dict)
     states: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    own: Any = None
 
 
 class Blocks:
@@ -210,7 +213,7 @@ class Blocks:
         for window, table in text.tables.items():
             for block in table.ids[table.first : table.last]:
                 self.pools[window].drop(int(block))
-        text.tables, text.states, text.length = {}, {}, 0
+        text.tables, text.states, text.length, text.own = {}, {}, 0, None
 
     @property
     def nbytes(self) -> int:

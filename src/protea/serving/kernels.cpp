@@ -124,7 +124,7 @@ static void product(const float* w, const float* x, int64_t xs, int k, int n, in
 
 // ---------------------------------------------------------------- the plan
 
-enum Kind { EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ACTIVATE, ADD, GATHER, SOFTCAP };
+enum Kind { EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP };
 
 struct Op {
     int32_t kind, wanted;  // wanted: only the rows that were asked for
@@ -157,7 +157,8 @@ struct Barrier {
     }
 };
 
-static void norm_row(const float* x, float* y, const float* g, const float* bias, int d, float eps, bool center) {
+// (x - mean) / sqrt(mean square + eps) * (g + plus) + bias
+static void norm_row(const float* x, float* y, const float* g, const float* bias, int d, float eps, float plus, bool center) {
     float mean = 0;
     vec acc = {};
     int i = 0;
@@ -175,7 +176,7 @@ static void norm_row(const float* x, float* y, const float* g, const float* bias
     float square = total(acc);
     for (; i < d; i++) square += (x[i] - mean) * (x[i] - mean);
     float scale = 1.0f / sqrtf(square / d + eps);
-    for (i = 0; i < d; i++) y[i] = (x[i] - mean) * scale * (g ? g[i] : 1.0f) + (bias ? bias[i] : 0.0f);
+    for (i = 0; i < d; i++) y[i] = (x[i] - mean) * scale * (g ? g[i] + plus : 1.0f) + (bias ? bias[i] : 0.0f);
 }
 
 static void turn(float* x, const float* cos, const float* sin, int half, bool interleaved) {
@@ -237,7 +238,7 @@ static void remember(const Op& o, const Step& s, int thread, int threads) {
     for (int i = thread; i < s.rows * (heads + kv); i += threads) {
         const int b = i / (heads + kv), h = i % (heads + kv), slot = s.slots[b];
         float* x = o.p[0] + (int64_t)b * width + h * d;
-        if (const float* gain = h < heads ? o.p[6] : o.p[7]) norm_row(x, x, gain, nullptr, d, o.f[0], false);
+        if (const float* gain = h < heads ? o.p[6] : o.p[7]) norm_row(x, x, gain, nullptr, d, o.f[0], o.f[1], false);
         if (half) turn(x, o.p[4] + (int64_t)slot * half, o.p[5] + (int64_t)slot * half, half, o.n[6]);
         if (h >= heads) {
             const int64_t row = ((int64_t)tables[b][slot / block] * kv + h - heads) * block + slot % block;
@@ -325,7 +326,7 @@ static void run(const Op& o, const Step& s, std::atomic<int32_t>& next, int thre
                 for (int i = 0; i < d; i++) y[i] = e[i] * o.f[0] + (at ? at[i] : 0.0f);
                 break;
             }
-            case NORM: norm_row(o.p[0] + (int64_t)b * d, y, o.p[2], o.p[3], d, o.f[0], o.n[1]); break;
+            case NORM: norm_row(o.p[0] + (int64_t)b * d, y, o.p[2], o.p[3], d, o.f[0], o.f[1], o.n[1]); break;
             case ADD:
                 for (int i = 0; i < d; i++) y[i] += o.p[0][(int64_t)b * d + i];
                 break;
