@@ -282,10 +282,12 @@ class Run:
         rows = read_rows(self.space, data)
         x = (self.encode(rows.raw) if rows.x is None else rows.x)[:n]
         scores = self.score_rows(x, draws=draws, seed=seed)
+        steps = self.space.per_step(scores.nats, x)
         return {
             "run": str(self.path), "data": str(data), "n": len(x), "mean": self.space.measure(scores.nats, x).mean,
             "unit": scores.unit, "exactness": scores.exactness, "draws": draws if scores.exactness != "exact" else None,
             "nats": scores.nats.tolist(), "values": scores.values.tolist(),
+            "per_step": steps.mean if steps is not None else None,
         }  # fmt: skip
 
     def _label(self, name: str) -> int:

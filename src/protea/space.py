@@ -84,6 +84,10 @@ class Space(ABC):
         values, unit = self.likelihood(nats)
         return Measured(values, torch.ones(len(x), dtype=torch.float64), unit)
 
+    def per_step(self, nats: Tensor, x: Tensor) -> Measured | None:
+        """The same for each step, where a sample is a series of them: total nats over all steps. Else None."""
+        return None
+
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything needed to rebuild the space, with a "kind" entry."""

@@ -30,6 +30,10 @@ VERBS = (
     "sample",
     "score",
     "eval",
+    "classify",
+    "impute",
+    "anomaly",
+    "curve",
     "report",
     "doctor",
     "version",
@@ -156,6 +160,26 @@ def test_score_says_what_the_figure_is(run: Path) -> None:
     table = pd.read_csv(run.parent / "scores.csv")
     assert len(table) == 50 and table["value"].mean() == pytest.approx(facts["mean"])
     assert table["value"].mean() == pytest.approx(-table["nats"].mean() / (64 * np.log(2)))
+
+
+def test_series_are_scored_by_the_series_and_by_the_step(tmp_path: Path) -> None:
+    """Total nats over total steps, not the mean of ratios; the same figures in the judgement, with its protocol."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 200)
+    x = np.where(np.arange(8)[None, :, None] < lengths[:, None, None], rng.normal(size=(200, 8, 2)), np.nan)
+    np.savez(tmp_path / "s.npz", x=x, lengths=lengths)
+    done = protea("fit", "hmm", "s.npz", "--budget", "5epochs", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(protea("score", "run", "s.npz", "--json", cwd=tmp_path).stdout)
+    assert facts["unit"] == "nats per series" and facts["mean"] == pytest.approx(-np.mean(facts["nats"]))
+    assert facts["per_step"] == pytest.approx(-np.sum(facts["nats"]) / lengths.sum(), rel=1e-6)
+    assert "nats per step" in protea("score", "run", "s.npz", cwd=tmp_path).stdout
+    row = json.loads(protea("eval", "run", "--json", cwd=tmp_path).stdout)
+    told = row["likelihood"]
+    steps, series = told["per_step"]["protocol"]["size"], told["per_step"]["protocol"]["n"]
+    assert told["per_step"]["value"] == pytest.approx(told["value"] * series / steps, rel=1e-6)
+    assert told["per_step"]["low"] < told["per_step"]["value"] < told["per_step"]["high"]
+    assert told["per_step"]["protocol"]["unit"] == "nats per step" and told["unit"] == "nats per series"
 
 
 @pytest.mark.parametrize(

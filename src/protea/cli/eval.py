@@ -41,6 +41,8 @@ def evaluate(
         if told := likelihood.get("perplexity"):
             meaning = Text("of a token; compares models of one tokenizer only", "dim")
             table.add_row("perplexity", number(told["value"]), interval_text(told), meaning)
+        if told := likelihood.get("per_step"):
+            table.add_row("", number(told["value"]), interval_text(told), Text("nats per step", "dim"))
     for name, figure in row["metrics"].items():
         meaning = METRICS[name].meaning if name in METRICS else ""
         table.add_row(name, number(figure["value"]), interval_text(figure), Text(meaning, "dim"))

@@ -41,4 +41,6 @@ def score(
         return
     marks = {"bound": "a bound: the true likelihood is at least as high", "estimate": "an estimate, which may err"}
     mark = marks.get(scores["exactness"], "exact")
-    stdout().print(f"{scores['mean']:.4f} {scores['unit']} (mean over {scores['n']:,} rows; {mark})", markup=False)
+    each = f", {scores['per_step']:.4f} nats per step" if scores["per_step"] is not None else ""
+    told = f"{scores['mean']:.4f} {scores['unit']}{each} (mean over {scores['n']:,} rows; {mark})"
+    stdout().print(told, markup=False)

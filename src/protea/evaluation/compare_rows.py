@@ -99,6 +99,8 @@ def model_row(
     words = verdict(
         metrics, found.audit, improving=all(j.improving for j in seeds), ceiling=ceiling.metrics if ceiling else None
     )
+    if found.likelihood is not None and not found.likelihood.figure.protocol.get("log_z", {}).get("converged", True):
+        words += "; likelihood uncertain: the estimate of log Z still moves with its path"
     costs = [j.cost for j in seeds]
     return _row(name, "model", family, metrics, found, _mean_cost(costs), words, run, reproduce)
 
@@ -204,7 +206,10 @@ def _read(path: Path, key: Any) -> Judged | None:
         return None
     metrics = {k: Figure(**f) for k, f in value["metrics"].items()}
     told = value["likelihood"]
-    held_out = Likelihood(_figure(told), told["unit"], told["exactness"]) if told else None  # type: ignore[arg-type]
+    held_out = None
+    if told:
+        beside = [_figure(told.get(name)) for name in ("perplexity", "per_step")]
+        held_out = Likelihood(_figure(told), told["unit"], told["exactness"], *beside)  # type: ignore[arg-type]
     found = Judgement(metrics, value["audit"], held_out, value["samples_per_s"])
     return Judged(found, value["cost"], value["improving"], value["exhibit"])
 

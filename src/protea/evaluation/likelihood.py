@@ -39,19 +39,21 @@ _CONSTANTS: WeakKeyDictionary[Model, tuple[tuple, Partition]] = WeakKeyDictionar
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A held-out likelihood: the figure, its unit, whether it is exact, a bound or an estimate, and for text the
-    perplexity exp(-log p / T) of a token, which compares models of one tokenizer only.
+    """A held-out likelihood: the figure, its unit, whether it is exact, a bound or an estimate; for text the
+    perplexity exp(-log p / T) of a token, which compares models of one tokenizer only; for series total nats per step.
     """
 
     figure: Figure
     unit: str
     exactness: Exactness
     perplexity: Figure | None = None
+    per_step: Figure | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as the report's contract names them."""
         told = {**self.figure.to_json(), "unit": self.unit, "exactness": self.exactness}
-        return told if self.perplexity is None else told | {"perplexity": self.perplexity.to_json()}
+        beside = {"perplexity": self.perplexity, "per_step": self.per_step}
+        return told | {name: figure.to_json() for name, figure in beside.items() if figure is not None}
 
 
 def class_prior(model: Model) -> Tensor | None:
@@ -124,14 +126,29 @@ def likelihood(
     facts: dict[str, Any] = {**(protocol or {}), "n": len(rows), "conditioning": "marginal over labels"}
     if found[1] != "exact":
         facts["k"] = k
+    log_z = constant(model, seed) if isinstance(model, Estimated) and found[1] == "estimate" else None
+    if log_z is not None:
+        facts["log_z"] = _told(log_z)
     if not even:
         facts["size"] = int(weights.sum())
     figure = mean_figure(values, facts, seed=seed, weights=None if even else weights)
-    if isinstance(model, Estimated) and found[1] == "estimate":
-        error = constant(model, seed).error
-        shifted = model.space.measure(found[0] + 1.96 * error, rows.x)
+    if log_z is not None:
+        shifted = model.space.measure(found[0] + 1.96 * log_z.error, rows.x)
         figure = _widened(figure, abs(shifted.mean - figure.value))
-    return Likelihood(figure, unit, found[1], _perplexity(found[0], model.space, facts, seed))
+    steps = model.space.per_step(found[0], rows.x)
+    each = None
+    if steps is not None:
+        told = {**facts, "unit": steps.unit, "size": int(steps.weights.round().sum())}
+        each = mean_figure(steps.values, told, seed=seed, weights=steps.weights)
+    return Likelihood(figure, unit, found[1], _perplexity(found[0], model.space, facts, seed), each)
+
+
+def _told(z: Partition) -> dict[str, Any]:
+    """What is known of an estimated constant, as plain JSON values."""
+    facts = {name: getattr(z, name) for name in ("value", "error", "lower", "upper", "effective")}
+    return {name: v if math.isfinite(v) else None for name, v in facts.items()} | {
+        "steps": z.steps, "converged": z.converged,
+    }  # fmt: skip
 
 
 def _perplexity(nats: Tensor, space: Space, facts: Mapping[str, Any], seed: int) -> Figure | None:

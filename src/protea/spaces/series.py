@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from protea.errors import DataError
-from protea.space import Field, Space
+from protea.space import Field, Measured, Space
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -115,6 +115,19 @@ class Series(Space):
     def likelihood(self, nats: Tensor) -> tuple[Tensor, str]:
         """-log p of a whole series with its length, "nats per series": lower is better."""
         return -nats, "nats per series"
+
+    def per_step(self, nats: Tensor, x: Tensor) -> Measured | None:
+        """-log p of whole series with their lengths over the steps they hold, missing ones included; None of no steps.
+
+        >>> space, x = Series(("x",), 3), torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [torch.nan], [torch.nan]]])
+        >>> space.per_step(torch.tensor([-3.0, -5.0]), x).mean
+        2.0
+        """
+        steps = self.lengths(x).double().cpu()
+        if float(steps.sum()) == 0:
+            return None
+        weights = steps.clamp(min=1e-9)  # a series of length 0 adds its nats and no step
+        return Measured(-nats.double().cpu() / weights, weights, "nats per step")
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "names": list(self.names), "steps": self.steps, "classes": list(self.classes)}
