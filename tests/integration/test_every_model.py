@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from protea.models import MODELS
+from protea.models.autoregressive.architectures import ARCHITECTURES
 from protea.training import run as runs
 from protea.training.budget import Budget
 from protea.training.files import read_json
@@ -23,6 +24,9 @@ from protea.training.fit import fit
 from protea.training.progress import Quiet
 
 STEPS, BATCH = 40, 8
+# Architectures of language models learn alike, but for the losses that balance the experts of a batch (and so of a
+# rank): of them, the one whose balance is a state of training.
+TRIED = [name for name in MODELS if name not in ARCHITECTURES or name == "deepseek-v3"]
 SPLIT_STEPS = 10  # rounding differs between one sum and two, and Adam amplifies it with every step
 
 
@@ -66,7 +70,7 @@ def wait_for_step(metrics: Path, step: int, child: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TRIED)
 def test_killed_twice_ends_with_the_same_bytes(name: str, tmp_path: Path, evidence) -> None:
     learn(name, tmp_path / "whole", steps=STEPS)
     luck, kills = random.Random(name), 0
@@ -93,7 +97,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, evidence) -> None:
                __file__, "every", str(tmp_path / "two")]  # fmt: skip
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=500)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
-    for name in MODELS:
+    for name in TRIED:
         learn(name, tmp_path / "one" / name, steps=SPLIT_STEPS)
         one, two = (load_file(tmp_path / k / name / "model.safetensors") for k in ("one", "two"))
         assert one.keys() == two.keys()
@@ -108,5 +112,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "learn":
         learn(sys.argv[2], Path(sys.argv[3]), steps=STEPS, slow=True, resume=True)
     else:
-        for model in MODELS:
+        for model in TRIED:
             learn(model, Path(sys.argv[2]) / model, steps=SPLIT_STEPS)

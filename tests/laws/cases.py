@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import torch
 
+from protea.models.autoregressive.architectures import ARCHITECTURES
 from protea.rng import Streams
 from protea.space import Rows, Space
 from protea.spaces import Image, Series, Table, Tokens, Vector
@@ -147,4 +148,14 @@ CASES: list[Case] = [
     *cases(
         "jamba", tokens, n_layers=2, d_model=16, n_heads=2, d_ff=16, d_state=4, dt_rank=2, attention=[2, 1], context=8
     ),
+]
+# Without rotary positions q . (k + b) adds the same to every score of a query: its gradient is rounding.
+KEY_BIAS = ("net.blocks.0.branches.0.mixer.k.bias",)
+CASES += [
+    case
+    for name, architecture in ARCHITECTURES.items()
+    if name not in {case.model for case in CASES}
+    for case in cases(
+        name, tokens, idle=KEY_BIAS if name.startswith("gpt") else (), **asdict(architecture.scaled(1, 16, 8))
+    )
 ]

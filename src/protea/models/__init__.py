@@ -1,6 +1,7 @@
 """Every model Protea knows, by name: `MODELS` is the one visible registry."""
 
 from protea.models.adversarial.wgan import ENTRY as WGAN
+from protea.models.autoregressive.architectures import ENTRIES as ARCHITECTURES
 from protea.models.autoregressive.ngram import ENTRY as NGRAM
 from protea.models.autoregressive.transformer import ENTRY as TRANSFORMER
 from protea.models.boltzmann.family import BOLTZMANN_ENTRY, DBM_ENTRY, RBM_ENTRY
@@ -25,6 +26,7 @@ ENTRIES: tuple[Entry, ...] = (
     HMM,
     NGRAM,
     TRANSFORMER,
+    *ARCHITECTURES,
     FLOW,
     VAE,
     FLOW_MATCHING,
