@@ -49,9 +49,9 @@ class Batches:
         self.rows, self.seed, self.device = rows, seed, torch.device(device)
         self.size = min(size, len(rows))
         self.per_epoch = -(-len(rows) // self.size)
-        if len(rows) // self.per_epoch < parallel.world():
+        if len(rows) // self.per_epoch < parallel.data_world():
             raise ConfigError(
-                f"A batch of {self.size} rows cannot be shared by {parallel.world()} processes.",
+                f"A batch of {self.size} rows cannot be shared by {parallel.data_world()} processes.",
                 "Raise --batch-size or use fewer processes.",
             )
         self._epoch, self._order = -1, torch.empty(0)
@@ -61,7 +61,7 @@ class Batches:
         if epoch != self._epoch:
             order = permutation(len(self.rows), self.seed, "epoch", epoch)
             self._epoch, self._order = epoch, order.tensor_split(self.per_epoch)
-        index = self._order[place][parallel.rank() :: parallel.world()].to(self.rows.x.device)
+        index = self._order[place][parallel.data_rank() :: parallel.data_world()].to(self.rows.x.device)
         rows = self.rows[index]
         rng = Streams(fold(self.seed, "step", step), rows.ids, self.device)
         return Batch(rows.x.to(self.device), None if rows.y is None else rows.y.to(self.device), rng)

@@ -123,7 +123,7 @@ class EM(Learner):
         }
         part["stats/"] = _folded(part["stats/"])
         # Summed statistics go to the first rank: the next sum over ranks counts them once.
-        self.stats = {n: t if parallel.rank() == 0 else torch.zeros_like(t) for n, t in part["stats/"].items()}
+        self.stats = {n: t if parallel.data_rank() == 0 else torch.zeros_like(t) for n, t in part["stats/"].items()}
         self.before = part["before/"]
         self.epochs, self._converged = int(values["epochs"]), bool(values["converged"])
         self.log_prob = -math.inf if values["log_prob"] is None else float(values["log_prob"])

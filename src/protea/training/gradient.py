@@ -183,23 +183,22 @@ class Gradient(Learner):
     @torch.no_grad()
     def _reduce(self, phase: Phase, total: Tensor, count: Tensor) -> float:
         """Sum over ranks, divide by the true count, clip; returns the gradient's norm before clipping."""
-        found = [p.grad for p in phase.params if p.grad is not None]
-        sharded = [parallel.local(grad) for grad in found if parallel.sharded(grad)]
-        whole = [grad for grad in found if not parallel.sharded(grad)]
-        parallel.add_([total, count, *whole])
-        # FSDP has averaged over ranks what is to be summed.
-        groups = [(sharded, float(parallel.world() / count)), (whole, float(1.0 / count))]
-        squares = torch.zeros((), dtype=torch.float64, device=self._device)
-        for grads, scale in groups:
-            if grads:
-                squares += torch.stack(torch._foreach_norm(grads)).double().square().sum() * scale**2
-            if grads is sharded and parallel.active():
-                parallel.add_([squares])
-        norm = float(squares.sqrt())
+        managed = parallel.shard_parameters(self.objective)
+        learnt = [p for p in phase.params if p.grad is not None]
+        summed: list[Tensor] = [total, count]
+        for p in learnt:
+            parallel.align_grad(p)
+            if id(p) not in managed and not parallel.dealt(p):
+                summed.append(parallel.local_grad(p))
+        parallel.add_(summed)
+        n = float(count)
+        # FSDP has averaged over data ranks what is to be summed.
+        scales = [(parallel.data_world() if id(p) in managed else 1.0) / n for p in learnt]
+        norm = float(parallel.squared_norm(zip(learnt, scales), self._device).sqrt())
         shrink = self.clip / norm if self.clip is not None and norm > self.clip else 1.0
-        for grads, scale in groups:
-            if grads:
-                torch._foreach_mul_(grads, scale * shrink)
+        for scale in set(scales):
+            same = [parallel.local_grad(p) for p, s in zip(learnt, scales) if s == scale]
+            torch._foreach_mul_(same, scale * shrink)
         return norm
 
     def _diverged(self, index: int, batch: Batch, mean: float) -> Diverged:

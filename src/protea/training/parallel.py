@@ -1,5 +1,8 @@
 """Several processes under `torchrun`: sums over ranks, and sharded parameters (FSDP2).
 
+Ranks form a grid of *data* x *tensor* (`layout`): those of one data rank see the same rows and share every matrix
+product (`tensor_parallel`). Without a layout all ranks are data ranks.
+
 Data parallelism needs three facts: ranks hold the same weights, see disjoint rows (`r::world`), and add
 gradients (or EM's statistics) before they act. Gradients are summed explicitly after the last
 microbatch: one collective a step, and losses that differentiate twice are served as well.
@@ -15,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from protea.errors import ConfigError
+
 
 def setup(device: torch.device) -> None:
     """Join the process group that torchrun's environment describes; nothing without one."""
@@ -22,6 +27,51 @@ def setup(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+_grid: Any = None  # the device mesh (data, tensor), once `layout` made one
+
+
+def layout(tensor: int = 1) -> Any:
+    """The grid of ranks (data, tensor) as a device mesh, made on the first call; None for one process.
+
+    Raises:
+        ConfigError: the processes cannot be laid out so, or are laid out otherwise already.
+    """
+    global _grid
+    if not active():
+        return None
+    if _grid is None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        processes = dist.get_world_size()
+        if tensor < 1 or processes % tensor:
+            raise ConfigError(f"{processes} processes cannot form groups of {tensor}.", "Choose a divisor.")
+        _grid = init_device_mesh(_device().type, (processes // tensor, tensor), mesh_dim_names=("data", "tensor"))
+    if _grid["tensor"].size() != max(tensor, 1):
+        raise ConfigError(f"The ranks are laid out in groups of {_grid['tensor'].size()}, not {tensor}.",
+                          "Call tensor_parallel before fsdp.")  # fmt: skip
+    return _grid
+
+
+def data_rank() -> int:
+    """Which share of the rows this process sees."""
+    return rank() if _grid is None else _grid["data"].get_local_rank()
+
+
+def data_world() -> int:
+    """How many shares of rows there are."""
+    return world() if _grid is None else _grid["data"].size()
+
+
+def tensor_world() -> int:
+    """How many processes share each matrix product."""
+    return 1 if _grid is None else _grid["tensor"].size()
+
+
+def data_group() -> Any:
+    """The processes that see different rows; None for all."""
+    return None if _grid is None else _grid["data"].get_group()
 
 
 def active() -> bool:
@@ -44,19 +94,20 @@ def barrier() -> None:
         dist.barrier()
 
 
-def add_(tensors: Iterable[Tensor]) -> None:
-    """Sum each tensor over the ranks, in place; one collective for each dtype."""
+def add_(tensors: Iterable[Tensor], group: Any = None) -> None:
+    """Sum each tensor over a group of ranks (None: those that see different rows), in place; one collective a dtype."""
     if not active():
         return
+    group = data_group() if group is None else group
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.is_sparse:  # the union of the ranks' entries, added where they meet
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=group)
         else:
             kinds.setdefault(tensor.dtype, []).append(tensor)
     for same in kinds.values():
         flat = torch.cat([t.reshape(-1) for t in same])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=group)
         for tensor, piece in zip(same, flat.split([t.numel() for t in same])):
             tensor.copy_(piece.view_as(tensor))
 
@@ -98,6 +149,12 @@ def sharded(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; detached, sharing its memory."""
     return tensor.detach().to_local() if sharded(tensor) else tensor.detach()
+
+
+def local_grad(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter's gradient, which it has."""
+    assert parameter.grad is not None
+    return local(parameter.grad)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -149,14 +206,53 @@ def fsdp(*blocks: type[nn.Module]) -> Callable[[nn.Module], None]:
 
         if not active():
             return
-        mesh = init_device_mesh(_device().type, (world(),))
-        whole = {p for p in objective.parameters() if p.ndim == 0}  # scalars cannot be sharded
+        mesh = init_device_mesh(_device().type, (world(),)) if _grid is None else _grid["data"]
+        # Scalars cannot be sharded, and experts that were dealt out over these ranks already are.
+        whole = {p for p in objective.parameters() if p.ndim == 0 or dealt(p)}
         for module in objective.modules():
             if blocks and isinstance(module, blocks):
                 fully_shard(module, mesh=mesh, ignored_params=whole)
         fully_shard(objective, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
 
     return prepare
+
+
+DEALT = "_dealt"  # set on parameters of experts that live on one data rank each
+
+
+def dealt(parameter: Tensor) -> bool:
+    """Whether data ranks hold different experts of it, so that its gradient is summed already."""
+    return getattr(parameter, DEALT, False)
+
+
+@torch.no_grad()
+def align_grad(parameter: nn.Parameter) -> None:
+    """Lay a gradient out as its parameter (sums that are still spread over tensor ranks are added up)."""
+    grad = parameter.grad
+    if sharded(parameter) and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
+@torch.no_grad()
+def squared_norm(parts: Iterable[tuple[nn.Parameter, float]], device: torch.device) -> Tensor:
+    """Sum of squares of parameters' gradients, each times its scale; what ranks hold parts of is added up, float64."""
+    kinds: dict[tuple, tuple[list[Tensor], list[float]]] = {}
+    for p, scale in parts:
+        key: tuple = ()
+        if sharded(p):
+            mesh, placements = p.device_mesh, p.placements
+            key = tuple(mesh.get_group(i) for i, placed in enumerate(placements) if not placed.is_replicate())
+        held, scales = kinds.setdefault(key, ([], []))
+        held.append(local_grad(p))
+        scales.append(scale)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for groups, (held, scales) in kinds.items():
+        norms = torch.stack(torch._foreach_norm(held)).double()
+        squares = (norms * torch.tensor(scales, dtype=torch.float64, device=device)).square().sum()
+        for group in groups:
+            dist.all_reduce(squares, group=group)
+        total += squares
+    return total
 
 
 def shards(module: nn.Module) -> list[Any]:
@@ -166,6 +262,16 @@ def shards(module: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [m for m in module.modules() if isinstance(m, FSDPModule)]
+
+
+def shard_parameters(module: nn.Module) -> set[int]:
+    """The ids of the parameters that FSDP shards."""
+    found: set[int] = set()
+    for held in shards(module):
+        group = held._get_fsdp_state()._fsdp_param_group
+        if group is not None:
+            found |= {id(p.sharded_param) for p in group.fsdp_params}
+    return found
 
 
 def _device() -> torch.device:

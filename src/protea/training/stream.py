@@ -68,7 +68,7 @@ class NpyStream:
 
     def epoch(self, step: int = 0, seed: int = 0) -> Iterator[Batch]:
         """This rank's blocks, in order."""
-        for i in range(parallel.rank() * self.block, len(self), self.block * parallel.world()):
+        for i in range(parallel.data_rank() * self.block, len(self), self.block * parallel.data_world()):
             stop = min(i + self.block, len(self))
             yield Batch(self.read(i, stop), None, Streams(fold(seed, "step", step), torch.arange(i, stop)))
 
