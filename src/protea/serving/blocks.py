@@ -111,6 +111,7 @@ class Blocks:
         self.pools: dict[Window, Pool] = {}
         self.store: dict[int, tuple[Tensor, ...]] = {}
         self.kinds: dict[int, Window] = {}
+        self.stateful = False  # whether some layer keeps a state
         self.make_room: Callable[[], bool] = lambda: False  # a prompt cache gives up a block
 
     def layer(self, layer: int, window: Window, *new: Tensor) -> tuple[Tensor, ...]:

@@ -93,6 +93,7 @@ class PagedCache(Memory):
         return tuple(torch.cat(parts) for parts in zip(*(blank if s is None else s for s in held), strict=True))
 
     def keep(self, layer: int, *state: Tensor) -> None:
+        self.blocks.stateful = True
         for b, text in enumerate(self.texts):
             text.states[layer] = tuple(part[b : b + 1] for part in state)
 

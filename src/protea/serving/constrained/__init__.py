@@ -1,0 +1,1 @@
+"""Constrained decoding: texts that match a regular expression, a JSON schema or a grammar, by construction."""
