@@ -19,6 +19,7 @@ from protea.core import Batch, Bounded, Conditionable, Countable, Encodes, Model
 from protea.errors import NotSupported
 from protea.models import MODELS
 from protea.models.lifted import Lifted
+from protea.nn.auxiliary import auxiliary_losses
 from protea.rng import Streams
 from protea.space import Rows, Space
 from protea.spaces import space_from_json
@@ -233,7 +234,7 @@ def test_log_prob_is_finite_on_data(case: Case):
 @everywhere
 def test_gradients_reach_every_parameter(case: Case):
     model, _, rows = learnt(case)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).train()
     learner = default_learner(model)
     inside = learner.inner if isinstance(learner, Lifting) else learner
     if not isinstance(inside, Gradient):
@@ -245,7 +246,9 @@ def test_gradients_reach_every_parameter(case: Case):
     owned = {id(p) for phase in inside.phases for p in phase.params}
     for phase in inside.phases:
         model.zero_grad()
-        phase.loss(batch).total.backward()
+        with auxiliary_losses() as terms:  # as the learner does
+            total = phase.loss(batch).total
+        sum((mean for _, mean in terms), total).backward()
         reached |= {id(p) for p in phase.params if p.grad is not None and bool((p.grad != 0).any())}
     missed = {name for name, p in model.named_parameters() if p.requires_grad and id(p) not in reached}
     assert missed <= set(case.idle) and all(id(p) in owned for p in model.parameters() if p.requires_grad)

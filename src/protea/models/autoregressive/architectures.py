@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from protea.models.autoregressive.architecture import Architecture
+from protea.models.autoregressive.blt import ARCHITECTURE as BLT
 from protea.models.autoregressive.cohere import ARCHITECTURE as COHERE2
 from protea.models.autoregressive.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from protea.models.autoregressive.gemma import GEMMA2, GEMMA3
@@ -53,6 +54,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         MAMBA2,
         JAMBA,
         XLSTM,
+        BLT,
     )
 }
 
