@@ -23,6 +23,10 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Seen, float | None], Tensor]
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Seen, scale: float | None = None) -> Tensor:
     """PyTorch's fused kernel."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # On CPUs its backward pass is several times slower in bfloat16 than in float32.
+        with torch.autocast("cpu", enabled=False):
+            return sdpa(q.float(), k.float(), v.float(), seen, scale)
     grouped = q.shape[1] != k.shape[1]
     return nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=seen.mask, is_causal=seen.causal, scale=scale, enable_gqa=grouped

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from protea.nn.fused import RMSNormByHand, by_hand
+
 
 class RMSNorm(nn.Module):
     r"""x / sqrt(mean(x^2) + eps) * g over the last axis.
@@ -25,6 +27,8 @@ class RMSNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if by_hand(x):
+            return RMSNormByHand.apply(x, self.g, self.eps)
         return self.g * nn.functional.rms_norm(x.float(), self.g.shape, eps=self.eps).to(x.dtype)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.nn.context import Context
+from protea.nn.fused import RotateByHand, by_hand
 
 Rotate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -32,6 +33,8 @@ def rope_frequencies(d_head: int, theta: float = 10000.0) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn half-split pairs of x (..., T, D) by angles given as cos and sin (..., T, D / 2)."""
+    if by_hand(x):
+        return RotateByHand.apply(x, cos, sin)
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
