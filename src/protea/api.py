@@ -401,8 +401,9 @@ def _opening(path: Path) -> dict[str, Any]:
     if not (path / "data.json").exists():
         raise CheckpointError(f"{path} does not say how its data were opened.", "Name the data: protea eval RUN DATA.")
     how = disk.read_json(path / "data.json")
-    if how.get("tokenizer") and (path / "space.json").exists():  # the tokenizer it has, not one learnt again
-        how["space"] = space_from_json(disk.read_json(path / "space.json"))
+    saved = disk.read_json(path / "space.json") if (path / "space.json").exists() else {}
+    if isinstance(saved.get("tokenizer"), dict):  # the tokenizer it has, not one learnt again
+        how["space"] = space_from_json(saved)
     return how
 
 

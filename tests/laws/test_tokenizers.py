@@ -191,6 +191,8 @@ def test_a_run_keeps_its_tokenizer(book, tmp_path):
     assert scores.unit == "bits per byte" and float(scores.values.mean()) < 3
     dataset = loaded.data()
     assert dataset.space == space
+    moved = protea.fit("ngram", dataset, budget="1epochs", out=tmp_path / "again", progress="none")
+    assert moved.data().fingerprint == dataset.fingerprint
     row = loaded.evaluate()
     assert row["likelihood"]["unit"] == "bits per byte"
     assert 0.1 < row["likelihood"]["value"] < 3

@@ -81,7 +81,7 @@ def open_data(
         if option not in OPTIONS:
             raise ConfigError(f"There is no option {option!r} for opening data.", nearest(option, OPTIONS))
     block = _block(options.get("block", BLOCK))
-    if asked := options.get("tokenizer"):
+    if (asked := options.get("tokenizer")) and space is None:
         parse_tokenizer(asked)
     fractions = _fractions(options.pop("fractions", FRACTIONS))
     name = options.pop("name", None)
