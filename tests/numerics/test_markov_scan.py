@@ -12,6 +12,7 @@ from protea.models.markov import blocks, decode, log_scan, scan
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.likelihood import log_likelihood
 from protea.models.markov.packed import Packed
+from protea.models.markov.viterbi import viterbi
 
 BIDIAGONAL = torch.tensor([[1.0, 1, 0], [0, 1, 1], [0, 0, 1]])
 
@@ -37,7 +38,7 @@ def test_every_path_is_summed(end: bool, evidence):
     log_b = steps(packed, 3, 1.5)
     padded = packed.unpack(log_b)
     got = scan.smooth(log_b, d, packed)
-    path, best = decode.viterbi(log_b.clone(), d, packed)
+    path, best = viterbi(log_b.clone(), d, packed)
     filtered = packed.unpack(decode.filtered(log_b, d, packed))
     log_p, gamma = packed.unsort(got.log_prob), packed.unpack(got.gamma)
     path, best = packed.unpack(path, -1), packed.unsort(best)

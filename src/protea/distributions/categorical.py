@@ -91,6 +91,10 @@ class Categorical(Family):
     def _cells(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """(B, d) rows of the table of (d * levels) codes; d * levels stands for unknown."""
         x = x.reshape(len(x), self.columns)
+        if observed is None and self.columns == 1 and x.dtype == torch.int64 and len(x):
+            low, high = x.aminmax()
+            if int(low) >= 0 and int(high) < self.size:
+                return x
         known = x >= 0  # False for NaN too
         if observed is not None:
             known = known & observed.reshape(known.shape)
@@ -109,11 +113,12 @@ class Categorical(Family):
         table = self.log_table if own is None else self.log_table[own]
         flat = table.permute(1, 2, 0).reshape(self.columns * self.size, -1)
         flat = torch.cat((flat, flat.new_zeros(1, flat.shape[1])))
+        by_member = flat.T.contiguous()
 
         def score(x: Tensor, observed: Tensor | None) -> Tensor:
             cells = self._cells(x, observed)
-            if self.columns == 1:
-                return flat.index_select(0, cells[:, 0])
+            if self.columns == 1:  # by columns, as scans over time want it
+                return by_member.gather(1, cells.T.expand(len(by_member), -1)).T
             return embedding_bag(cells, flat, mode="sum")
 
         return score
@@ -123,11 +128,16 @@ class Categorical(Family):
     def expect(self, x: Tensor, r: Tensor, own: slice | None = None, observed: Tensor | None = None) -> Stats:
         own = own or slice(0, self.members)
         cells = self._cells(x, observed)
-        counts = r.new_zeros(self.columns * self.size + 1, r.shape[1], dtype=torch.float64)
+        r = r.double()
+        counts = r.new_zeros(r.shape[1], self.columns * self.size + 1)
+        by_code = counts.T.contiguous()
         for column in cells.T:
-            counts.index_add_(0, column, r.double())
+            if r.stride(0) == 1:  # by columns, as scans over time give weights
+                counts.scatter_add_(1, column.expand(r.T.shape), r.T)
+            else:
+                by_code.index_add_(0, column, r)
         n = counts.new_zeros(self.members, self.columns, self.size)
-        n[own] = counts[:-1].view(self.columns, self.size, -1).permute(2, 0, 1)
+        n[own] = (counts + by_code.T)[:, :-1].view(-1, self.columns, self.size)
         return {"n": n}
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-10  # nats of rounding in log p(x | k)
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-2}  # nats of rounding in log p(x | k)
 
 
 class Natural(ABC):
@@ -111,7 +111,7 @@ def features(kind: Natural, origin: Tensor, worst: float) -> Callable[[Tensor], 
     """
     d = len(origin)
     terms = kind.terms(d)
-    limit = TOLERANCE / torch.finfo(origin.dtype).eps / max(worst, 1e-300)
+    limit = TOLERANCE[origin.dtype] / torch.finfo(origin.dtype).eps / max(worst, 1e-300)
     buffers: dict[int, tuple[Tensor, Tensor, Callable[[], object]]] = {}  # by the number of rows
 
     def phi(x: Tensor) -> Tensor | None:

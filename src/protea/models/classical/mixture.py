@@ -182,13 +182,16 @@ class Mixture(Normalised, Countable, Conditionable):
             sums = None if fast is None else torch.zeros_like(fast.eta)
             eta = None if fast is None else LOG2E * fast.eta
             joint: Joint | None = None
+            shares: Tensor | None = None
             for part in self._chunks(x, rows, self._entries(own) if fast is None else max(fast.eta.shape) // 2):
                 part = x[part]
                 phi = None if fast is None else fast.phi(part)
                 if eta is not None and sums is not None and phi is not None:
-                    r = eta @ phi
-                    log_prob += softmax_(r, 0)
-                    sums.addmm_(r, phi.T)
+                    if shares is None or shares.shape[1] != phi.shape[1]:  # fresh memory for each part costs a fifth
+                        shares = phi.new_empty(len(eta), phi.shape[1])
+                    torch.mm(eta, phi, out=shares)
+                    log_prob += softmax_(shares, 0)
+                    sums.addmm_(shares, phi.T)
                     continue
                 joint = self._joint(own) if joint is None else joint
                 r = joint(part, None)

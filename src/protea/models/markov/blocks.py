@@ -88,7 +88,7 @@ def forward(b: Tensor, alpha: Tensor, scale: Tensor, a: Tensor, every: int, pack
     head, tail = slice(n, n * (1 + s * length)), slice(n * (1 + s * length), None)
 
     def cut(v: Tensor) -> Tensor:
-        return v[head].view(s, length, n, v.shape[1]).transpose(0, 1).reshape(length, s * n, v.shape[1])
+        return v[head].view(s, length, n, v.shape[1]).transpose(0, 1).contiguous().view(length, s * n, v.shape[1])
 
     steps.forward((b[:n],), (alpha[:n],), (scale[:n],), a, 1, None)
     inside = cut(b)
@@ -116,20 +116,21 @@ def backward(
     n, k = packed.count, w.shape[1]
     length, s = len(blocks.b), len(blocks.before)
     end = n * (1 + s * length)
-    rest = [v[end:].split(n) for v in (w, alpha, scale)]
     pairs, beta = torch.zeros_like(a), last
     total = (alpha[-n:] * last).sum(1, keepdim=True)  # alpha . beta of every step
     if len(w) > end:
-        pairs += steps.backward(*rest, a, every, last, peak)
-        beta = rest[0][0] @ a.T
-        pairs += alpha[end - n : end].T @ rest[0][0]
+        rest = [n] * (len(packed.active) - 1 - s * length)
+        pairs += steps.backward(w[end:], alpha[end:], scale[end:], rest, a, every, last, peak)
+        beta = w[end : end + n] @ a.T
+        pairs += alpha[end - n : end].T @ w[end : end + n]
     after = [beta]
     for before, v, ls in zip(blocks.before[1:].flip(0), blocks.transfer[1:].flip(0), blocks.log_scale[1:].flip(0)):
         beta = torch.bmm(v, after[-1][:, :, None])[:, :, 0] * (ls - ls.amax(1, keepdim=True)).exp()
         after.append(beta * (total / (before * beta).sum(1, keepdim=True)))
     ends = torch.stack(after[::-1]).view(-1, k)
     high = None if peak is None else torch.zeros_like(ends)
-    pairs += steps.backward(blocks.b.unbind(), blocks.alpha.unbind(), blocks.scale.unbind(), a, every, ends, high)
+    flat = [v.view(length * s * n, -1) for v in (blocks.b, blocks.alpha, blocks.scale)]
+    pairs += steps.backward(*flat, [s * n] * length, a, every, ends, high)
     first = blocks.b[0]
     pairs += blocks.before.view(-1, k).T @ first
     beta = first[:n] @ a.T

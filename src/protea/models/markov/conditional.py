@@ -21,7 +21,7 @@ from torch import Tensor
 from protea.errors import DataError
 from protea.models.conditional import Conditional
 from protea.models.labels import refuse_labels
-from protea.models.markov import decode, scan
+from protea.models.markov import decode, emitted, scan
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.packed import Packed, known
 from protea.rng import Streams, fold
@@ -139,7 +139,7 @@ class ConditionalMarkov(Conditional):
         share = self.packed.pack(self.states)
         share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         with torch.no_grad():
-            parts = [model.emission.blend(x[i], rows[i], share[i]) for i in model._chunks(x)]
+            parts = [model.emission.blend(x[i], rows[i], share[i]) for i in emitted.chunks(model.emission, x)]
         out = self.packed.unpack(torch.cat(parts))
         median = (self.length.cumsum(1) < 0.5).sum(1)
         return self._cut(out, median)

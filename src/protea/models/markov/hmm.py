@@ -24,23 +24,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from protea.core import Conditionable, Countable, Normalised, Stats
-from protea.distributions.covariance import CHUNK
 from protea.distributions.family import Family
 from protea.errors import ConfigError, DataError
 from protea.models.labels import refuse_labels
-from protea.models.markov import decode, scan
+from protea.models.markov import decode, emitted, scan
 from protea.models.markov.chain import Chain
 from protea.models.markov.conditional import ConditionalMarkov
 from protea.models.markov.dynamics import Dynamics, Posterior
 from protea.models.markov.lengths import Lengths
 from protea.models.markov.likelihood import log_likelihood
-from protea.models.markov.packed import Packed, known
+from protea.models.markov.memory import borrowed
+from protea.models.markov.packed import Packed, Steps, known
 from protea.models.markov.start import begin
+from protea.models.markov.viterbi import viterbi
 from protea.rng import Streams, fold
 from protea.space import Rows
 
@@ -125,24 +127,8 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         return Packed(lengths, x.shape[1])
 
     def _log_b(self, rows: Tensor, observed: Tensor | None = None) -> Tensor:
-        """log b of packed steps, (N, K), in chunks that fit the cache."""
-        if not len(rows):
-            return rows.new_zeros(0, self.states, dtype=self.precision)
-        density, parts = self.emission.density(), list(self._chunks(rows))
-        if len(parts) == 1:
-            return density(rows, observed).to(self.precision)
-        seen = [None if observed is None else observed[i] for i in parts]
-        if torch.is_grad_enabled():
-            return torch.cat([density(rows[i], o).to(self.precision) for i, o in zip(parts, seen)])
-        out = torch.empty(len(rows), self.states, dtype=self.precision, device=rows.device)
-        for i, o in zip(parts, seen):
-            out[i] = density(rows[i], o)
-        return out
-
-    def _chunks(self, rows: Tensor) -> Iterator[slice]:
-        step = max(256, CHUNK // max(self.states * self.emission.width, math.prod(self.event[1:])))
-        for i in range(0, max(len(rows), 1), step):
-            yield slice(i, i + step)
+        """log b of packed steps, (N, K)."""
+        return emitted.log_b(self.emission, rows, self.precision, observed)
 
     def _dynamics(self, packed: Packed) -> Dynamics:
         d = self.chain.dynamics(self.precision)
@@ -158,20 +144,26 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         out = torch.zeros(packed.count, dtype=torch.float64, device=packed.lengths.device)
         return torch.where(packed.lengths == 0, self.chain.empty().log(), out) if self.chain.ends else out
 
+    @contextmanager
     def _prepared(
         self, x: Tensor, states: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Packed, Tensor, Tensor, Dynamics]:
-        """The layout, the packed steps, their log b, and the chain's probabilities."""
+    ) -> Iterator[tuple[Packed, Steps, Tensor, Dynamics]]:
+        """The layout, the packed steps, their log b in memory that is only lent, and the chain's probabilities."""
         packed = self.layout(x, lengths)
-        rows = packed.pack(x)
-        log_b = self._log_b(rows)
+        rows = Steps(packed, x)
+        with borrowed(packed.total, self.states, self.precision, x.device) as space:
+            log_b = emitted.log_b(self.emission, rows, self.precision, out=space)
+            yield packed, rows, self._known(log_b, packed, x, states), self._dynamics(packed)
+
+    def _known(self, log_b: Tensor, packed: Packed, x: Tensor, states: Tensor | None) -> Tensor:
+        """log b with -inf for all states but the one that is known."""
         if states is not None:
             if states.shape != x.shape[:2] or int(states.max()) >= self.states:
                 raise DataError(f"Known states of shape {tuple(states.shape)} up to {int(states.max())} do not fit.",
                                 f"Give {tuple(x.shape[:2])} of 0 .. {self.states - 1}, -1 for unknown.")  # fmt: skip
             z = packed.pack(states)[:, None]
             log_b = torch.where((z < 0) | (z == torch.arange(self.states, device=z.device)), log_b, -math.inf)
-        return packed, rows, log_b, self._dynamics(packed)
+        return log_b
 
     def log_prob(
         self, x: Tensor, cond: Tensor | None = None, *, states: Tensor | None = None, lengths: Tensor | None = None
@@ -188,11 +180,11 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         out: list[Tensor] = []
         for i in self._turns(x):
             given = (None if v is None else v[i] for v in (states, lengths))
-            packed, _, log_b, dynamics = self._prepared(x[i], *given)
-            if torch.is_grad_enabled():
-                log_p = log_likelihood(log_b, dynamics, packed)
-            else:
-                log_p = scan.evidence(log_b, dynamics, packed, log_b)
+            with self._prepared(x[i], *given) as (packed, _, log_b, dynamics):
+                if torch.is_grad_enabled():
+                    log_p = log_likelihood(log_b, dynamics, packed)
+                else:
+                    log_p = scan.evidence(log_b, dynamics, packed, log_b)
             out.append(packed.unsort(log_p + self._evidence(packed)))
         return torch.cat(out)
 
@@ -212,8 +204,8 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
     @torch.no_grad()
     def posterior(self, x: Tensor, *, states: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """gamma: p(z_t = k | x), (B, T', K); zero beyond the end."""
-        packed, _, log_b, dynamics = self._prepared(x, states, lengths)
-        return packed.unpack(scan.smooth(log_b, dynamics, packed, None, log_b).gamma)
+        with self._prepared(x, states, lengths) as (packed, _, log_b, dynamics):
+            return packed.unpack(scan.smooth(log_b, dynamics, packed, None, log_b).gamma)
 
     @torch.no_grad()
     def decode(self, x: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -221,16 +213,16 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
 
         Ways through silent states between two states that emit are summed (in a profile there is only one).
         """
-        packed, _, log_b, dynamics = self._prepared(x, None, lengths)
-        path, log_p = decode.viterbi(log_b, dynamics, packed)
+        with self._prepared(x, None, lengths) as (packed, _, log_b, dynamics):
+            path, log_p = viterbi(log_b, dynamics, packed)
         return packed.unpack(path, -1), packed.unsort(log_p + self._evidence(packed))
 
     @torch.no_grad()
     def sample_paths(self, x: Tensor, *, rng: Streams, lengths: Tensor | None = None) -> Tensor:
         """A path drawn from p(z | x), (B, T'), -1 beyond the end; row i uses stream i."""
-        packed, _, log_b, dynamics = self._prepared(x, None, lengths)
-        u = packed.pack(rng.child("path").uniform(x.shape[1], dtype=torch.float64))
-        return packed.unpack(decode.sample_paths(u, log_b, dynamics, packed), -1)
+        with self._prepared(x, None, lengths) as (packed, _, log_b, dynamics):
+            u = packed.pack(rng.child("path").uniform(x.shape[1], dtype=torch.float64))
+            return packed.unpack(decode.sample_paths(u, log_b, dynamics, packed), -1)
 
     # ---- Baum-Welch ----
 
@@ -251,22 +243,20 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         return total
 
     def _expect(self, x: Tensor, states: Tensor | None, lengths: Tensor | None, weights: Tensor | None) -> Stats:
-        packed, rows, log_b, dynamics = self._prepared(x, states, lengths)
         g = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
-        g = packed.sort(g)
-        p = scan.smooth(log_b, dynamics, packed, None if weights is None else g, log_b)
-        stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
+        with (
+            self._prepared(x, states, lengths) as (packed, rows, log_b, dynamics),
+            borrowed(*log_b.shape, log_b.dtype, log_b.device) as space,
+        ):
+            g = packed.sort(g)
+            p = scan.smooth(log_b, dynamics, packed, None if weights is None else g, log_b, space)
+            stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
+            found = emitted.statistics(self.emission, rows, p.gamma, self._emission_dtype())
         log_p = p.log_prob + self._evidence(packed)
         stats["log_prob"] = torch.where(g > 0, g * log_p, 0.0).sum()
         if self.lengths is not None:
             stats["lengths"] = self.lengths.count(packed.lengths, g)
-        dtype = self._emission_dtype()
-        for i in self._chunks(rows):
-            part = self.emission.expect(rows[i], p.gamma[i].to(dtype))
-            for name, value in part.items():
-                name, value = f"emission/{name}", value.double()
-                stats[name] = stats[name] + value if name in stats else value
-        return stats
+        return stats | {f"emission/{name}": value for name, value in found.items()}
 
     def _steps(self, p: Posterior, g: Tensor, packed: Packed) -> Tensor:
         running = packed.lengths[: packed.first] < self.steps  # their end was seen, not cut

@@ -122,3 +122,26 @@ class Packed:
         position[which] = torch.arange(len(which), device=which.device)
         rows = (position[self.row] >= 0).nonzero()[:, 0]
         return Packed(self.lengths[which], self.steps), rows
+
+
+class Steps:
+    """The steps of x (B, T, *event) in packed order, put together slice by slice.
+
+    >>> Steps(Packed(torch.tensor([2, 2]), 2), torch.tensor([[1, 2], [3, 4]]))[1:3].tolist()
+    [3, 2]
+    """
+
+    def __init__(self, packed: Packed, x: Tensor) -> None:
+        self.packed, self.dtype, self.device = packed, x.dtype, x.device
+        self.x = x.transpose(0, 1) if packed.uniform else x.reshape(-1, *x.shape[2:])
+
+    def __len__(self) -> int:
+        return self.packed.total
+
+    def __getitem__(self, i: slice) -> Tensor:
+        if not self.packed.uniform:
+            return self.x[self.packed.index[i]]
+        n, start, stop = max(self.packed.count, 1), i.start, min(i.stop, len(self))
+        first = start // n
+        part = self.x[first : -(-stop // n)]
+        return part.reshape(-1, *part.shape[2:])[start - first * n : stop - first * n]

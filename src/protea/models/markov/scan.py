@@ -23,8 +23,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from protea.distributions.covariance import CHUNK
+from protea.distributions.powers import exp_
 from protea.models.markov import blocks, log_scan, steps
 from protea.models.markov.dynamics import Dynamics, Posterior
+from protea.models.markov.memory import columns
 from protea.models.markov.packed import Packed
 
 UNSCALED = 32  # most steps between two scalings
@@ -41,23 +44,36 @@ def interval(dynamics: Dynamics, dtype: torch.dtype) -> int:
 
 
 def emission(log_b: Tensor, dynamics: Dynamics, packed: Packed, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """b (N, K), its rows' largest entry 1, and the logarithms (N,) taken out; first steps are multiplied by pi."""
-    first = log_b[: packed.first] + dynamics.start.log()
-    top = log_b.amax(1, keepdim=True)
-    top[: packed.first] = first.amax(1, keepdim=True)
-    top.masked_fill_(torch.isneginf(top), 0.0)
-    b = torch.sub(log_b, top, out=out)
-    b[: packed.first] = first - top[: packed.first]
-    return b.exp_(), top[:, 0]
+    """b (N, K), its rows' largest entry 1, and the logarithms (N,) taken out; first steps are multiplied by pi.
+
+    By columns, or by rows for a scan cut into blocks; `out`, which may be log b itself, is memory for b if it is so.
+    """
+    n, k = log_b.shape
+    by_rows = blocks.block_length(packed, k) > 0
+    if out is None or not (out.is_contiguous() if by_rows else out.stride(0) == 1):
+        out = log_b.new_empty(n, k) if by_rows else columns(n, k, log_b.dtype, log_b.device)
+    top = log_b.new_empty(n, 1)
+    size = max(1, CHUNK * torch.get_num_threads() // k) if log_b.device.type == "cpu" else max(n, 1)
+    for i in (0, *range(packed.first, n, size)):
+        rows = slice(i, min(i + size, n) if i else packed.first)
+        b = log_b[rows] if i else log_b[rows] + dynamics.start.log()
+        high = torch.amax(b, 1, keepdim=True, out=top[rows])
+        high.masked_fill_(torch.isneginf(high), 0.0)
+        exp_(torch.sub(b, high, out=out[rows]))
+    return out, top[:, 0]
 
 
-def _forward(b: Tensor, dynamics: Dynamics, packed: Packed, every: int) -> tuple[Tensor, Tensor, blocks.Blocks | None]:
+def _forward(
+    b: Tensor, dynamics: Dynamics, packed: Packed, every: int, space: Tensor | None = None
+) -> tuple[Tensor, Tensor, blocks.Blocks | None]:
     """alpha (N, K), its scales (N, 1), 1 where none was taken, and the blocks, if the scan is cut into them."""
-    alpha, scale = torch.empty_like(b), torch.ones_like(b[:, :1])
-    length = blocks.block_length(packed, b.shape[1])
+    n, k = b.shape
+    scale, length = b.new_ones(n, 1), blocks.block_length(packed, k)
     with steps.alone():
         if length:
+            alpha = torch.empty_like(b)
             return alpha, scale, blocks.forward(b, alpha, scale, dynamics.transition, every, packed, length)
+        alpha = columns(n, k, b.dtype, b.device) if space is None else space
         parts = (v.split(packed.active) for v in (b, alpha, scale))
         steps.forward(*parts, dynamics.transition, every, None)
     return alpha, scale, None
@@ -68,11 +84,10 @@ def _backward(
     last: Tensor, peak: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Turn alpha into gamma, and return the derivative with respect to A."""
+    if cut is None:
+        return steps.backward(w, alpha, scale, packed.active, dynamics.transition, every, last, peak)
     with steps.alone():
-        if cut is not None:
-            return blocks.backward(cut, w, alpha, scale, dynamics.transition, every, last, peak, packed)
-        parts = (v.split(packed.active) for v in (w, alpha, scale))
-        return steps.backward(*parts, dynamics.transition, every, last, peak)
+        return blocks.backward(cut, w, alpha, scale, dynamics.transition, every, last, peak, packed)
 
 
 def _evidence(
@@ -90,15 +105,17 @@ def _evidence(
 
 
 def smooth(
-    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None, scratch: Tensor | None = None
-) -> Posterior:
+    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None, scratch: Tensor | None = None,
+    space: Tensor | None = None,
+) -> Posterior:  # fmt: skip
     """Forward-backward of packed log b (N, K); `weights` (B,) sorted multiply each sequence's statistics.
 
-    `scratch` is memory to work in, which may be that of log b itself: fresh memory costs as much as the arithmetic.
+    `scratch` is memory to work in, which may be that of log b itself, and `space` (N, K) by columns memory for gamma:
+    fresh memory costs as much as the arithmetic.
     """
     every = interval(dynamics, log_b.dtype)
     w, top = emission(log_b, dynamics, packed, scratch if every else None)
-    alpha, scale, cut = _forward(w, dynamics, packed, max(every, 1))
+    alpha, scale, cut = _forward(w, dynamics, packed, max(every, 1), space)
     final = alpha[packed.last]
     log_p, end, mass = _evidence(final, scale, top, dynamics, packed)
     if len(lost := (~(mass[:, 0] > 0)).nonzero()[:, 0]):  # probability zero, or so it seems
@@ -134,7 +151,8 @@ def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed, scratch: Tensor 
         return smooth(log_b, dynamics, packed).log_prob
     b, top = emission(log_b, dynamics, packed, scratch)
     if packed.uniform and packed.total and not blocks.block_length(packed, b.shape[1]):
-        scale, two = torch.ones_like(b[:, :1]), b.new_empty(2, packed.count, b.shape[1])
+        scale = b.new_ones(len(b), 1)
+        two = [columns(packed.count, b.shape[1], b.dtype, b.device) for _ in range(2)]
         alphas = [two[t % 2] for t in range(len(packed.active))]  # no step looks further back than one
         with steps.alone():
             steps.forward(b.split(packed.active), alphas, scale.split(packed.active), dynamics.transition, every, None)

@@ -1,0 +1,76 @@
+"""What the states emit: log-densities of packed steps, and the statistics of the emissions under their posterior.
+
+Both go through the steps in chunks that fit the cache, and through the exponential family's two matrix products where
+the emissions have them (`distributions/natural.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from protea.core import Stats
+from protea.distributions.covariance import CHUNK
+from protea.distributions.family import Family
+from protea.models.markov.memory import columns
+from protea.models.markov.packed import Steps
+
+
+def chunks(emission: Family, rows: Tensor | Steps, width: int = 0) -> Iterator[slice]:
+    """Slices of packed steps (N, *event); `width` is the number of entries that a step takes, if that is known."""
+    width = width or max(emission.members * emission.width, math.prod(emission.event))
+    size = max(256, CHUNK * torch.get_num_threads() // width)
+    for i in range(0, max(len(rows), 1), size):
+        yield slice(i, i + size)
+
+
+def log_b(
+    emission: Family, rows: Tensor | Steps, dtype: torch.dtype, observed: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """log b (N, K) of packed steps; differentiable. By columns where no gradient is asked for, in `out` if given."""
+    if not len(rows):
+        return torch.zeros(0, emission.members, dtype=dtype, device=rows.device)
+    if torch.is_grad_enabled():
+        density = emission.density()
+        seen = (None if observed is None else observed[i] for i in chunks(emission, rows))
+        return torch.cat([density(rows[i], o).to(dtype) for i, o in zip(chunks(emission, rows), seen)])
+    out = columns(len(rows), emission.members, dtype, rows.device) if out is None else out
+    linear, density = emission.linear() if observed is None else None, None
+    for i in chunks(emission, rows, 0 if linear is None else max(linear.eta.shape)):
+        phi = None if linear is None else linear.phi(rows[i])
+        if linear is not None and phi is not None:
+            if linear.eta.dtype == dtype:
+                torch.mm(linear.eta, phi, out=out[i].T)
+            else:
+                out[i] = (linear.eta @ phi).T
+            continue
+        density = emission.density() if density is None else density
+        out[i] = density(rows[i], None if observed is None else observed[i])
+    return out
+
+
+def statistics(emission: Family, rows: Tensor | Steps, gamma: Tensor, dtype: torch.dtype) -> Stats:
+    """The emissions' statistics under weights gamma (N, K), in float64; `dtype` is the emissions' own."""
+    stats: Stats = {}
+
+    def add(found: Stats) -> None:
+        for name, value in found.items():
+            value = value.double()
+            stats[name] = stats[name] + value if name in stats else value
+
+    linear = emission.linear()
+    sums = None if linear is None else torch.zeros_like(linear.eta, dtype=torch.float64)
+    for i in chunks(emission, rows, 0 if linear is None else max(linear.eta.shape)):
+        r = gamma[i].to(dtype)
+        phi = None if linear is None or not len(r) else linear.phi(rows[i])
+        if sums is not None and phi is not None:
+            sums += r.T @ phi.T
+        else:
+            add(emission.expect(rows[i], r))
+    if sums is not None:
+        add(emission.gathered(sums))
+    return stats
