@@ -174,3 +174,24 @@ def test_windows_see_as_far_as_their_layers_reach(layers, window, evidence):
         id="AR-19", system="Sliding windows", claim=f"receptive field of {layers} layers of window {window}",
         reference="L (w - 1) + 1", reached=abs(reached - (layers * (window - 1) + 1)), tolerance=0, unit="tokens",
     )  # fmt: skip
+
+
+@torch.no_grad()
+def test_shared_blocks_are_one(evidence):
+    """MobileLLM-LS: twice the depth of a Llama at its parameters; what one use of a block learns, the other has."""
+    from protea.models.autoregressive.llama import LlamaConfig
+    from protea.models.autoregressive.llama import build as llama
+    from protea.models.autoregressive.mobilellm import MobileLLMConfig, build
+
+    shape = {"d_model": 16, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "context": T, "tie": True}
+    thin = build(MobileLLMConfig(n_layers=6, share=2, **shape), V, V)
+    plain = llama(LlamaConfig(n_layers=3, **shape), V, V)
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (thin, plain)]
+    evidence(
+        id="AR-39", system="MobileLLM-LS", claim="parameters of 6 layers in pairs less those of 3 layers",
+        reference="Llama", reached=abs(sizes[0] - sizes[1]), tolerance=0, unit="parameters",
+    )  # fmt: skip
+    assert thin.blocks[0] is thin.blocks[1] and thin.blocks[1] is not thin.blocks[2]
+    deep = llama(LlamaConfig(n_layers=6, **shape), V, V)
+    deep.load_state_dict(thin.state_dict())
+    assert torch.equal(deep(texts(2) % V), thin(texts(2) % V))

@@ -25,8 +25,11 @@ from protea.models.autoregressive.mamba import ARCHITECTURE as MAMBA
 from protea.models.autoregressive.mamba2 import ARCHITECTURE as MAMBA2
 from protea.models.autoregressive.mistral import ARCHITECTURE as MISTRAL
 from protea.models.autoregressive.mixtral import ARCHITECTURE as MIXTRAL
+from protea.models.autoregressive.mobilellm import ARCHITECTURE as MOBILELLM
+from protea.models.autoregressive.mpt import ARCHITECTURE as MPT
 from protea.models.autoregressive.qwen import QWEN2, QWEN3
 from protea.models.autoregressive.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from protea.models.autoregressive.rnn import ARCHITECTURE as RNN
 from protea.models.autoregressive.xlstm import ARCHITECTURE as XLSTM
 from protea.models.entry import Entry
 from protea.space import Rows, Space
@@ -45,6 +48,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         GEMMA2,
         GEMMA3,
         COHERE2,
+        MPT,
+        MOBILELLM,
         MIXTRAL,
         DEEPSEEK_V2,
         DEEPSEEK_V3,
@@ -55,6 +60,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         JAMBA,
         XLSTM,
         BLT,
+        RNN,
     )
 }
 
