@@ -153,6 +153,7 @@ CASES: list[Case] = [
         buckets=16,
         context=8,
     ),
+    *cases("rnn", tokens, n_layers=1, d_model=8, d_hidden=8, cell="gru", context=8),
     *cases("mamba", tokens, n_layers=1, d_model=8, d_state=4, dt_rank=2, context=8),
     *cases("mamba2", tokens, n_layers=1, d_model=8, d_head=8, d_state=4, context=8),
     *cases("xlstm", tokens, n_layers=2, d_model=16, n_heads=2, d_qk=8, d_v=16, d_ff=16, context=8, slstm=[1]),

@@ -13,6 +13,7 @@ from protea.nn.delta import GatedDeltaNet
 from protea.nn.mamba import Mamba
 from protea.nn.mamba2 import Mamba2
 from protea.nn.mlstm import MLSTM
+from protea.nn.recurrent import GRUCell, LSTMCell, Recurrent
 from protea.nn.slstm import SLSTM
 
 D = 16
@@ -21,6 +22,8 @@ LAYERS = {
     "Mamba, biases and inner norms": lambda: Mamba(D, d_inner=24, d_state=4, d_conv=3, bias=True, norm_eps=1e-6),
     "Mamba-2": lambda: Mamba2(D, n_heads=4, d_head=8, d_state=8, n_groups=2, bias=True, chunk=4),
     "mLSTM": lambda: MLSTM(D, 2, chunk=4),
+    "LSTM": lambda: Recurrent(LSTMCell(D, 24), D),
+    "GRU": lambda: Recurrent(GRUCell(D, 24), D),
     "sLSTM": lambda: SLSTM(D, 2),
     "Gated delta net": lambda: GatedDeltaNet(D, 4, 2, 8, 8, chunk=4),
 }
