@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "fit",
     "from_pretrained",
+    "generate",
     "load",
     "open",
     "save_pretrained",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from protea.evaluation.compare import compare
     from protea.interop.huggingface import from_pretrained, save_pretrained
     from protea.models import MODELS
+    from protea.serving.generate import generate
     from protea.training import Budget
     from protea.training.hardware import Hardware
 
@@ -43,6 +45,7 @@ _LAZY = {  # public name -> (module, name there)
     "fit": ("protea.api", "fit"),
     "load": ("protea.api", "load"),
     "Run": ("protea.api", "Run"),
+    "generate": ("protea.serving.generate", "generate"),
     "from_pretrained": ("protea.interop.huggingface", "from_pretrained"),
     "save_pretrained": ("protea.interop.huggingface", "save_pretrained"),
     "compare": ("protea.evaluation.compare", "compare"),

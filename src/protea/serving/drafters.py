@@ -74,7 +74,7 @@ class DraftModel(Drafter):
 
     def join(self, handle: Handle) -> None:
         self.texts[id(handle)] = self.blocks.new()
-        self.uniforms[id(handle)] = Uniforms(handle.request.seed, "draft")
+        self.uniforms[id(handle)] = Uniforms(handle.request.seed, handle.request.sample, "draft")
 
     def leave(self, handle: Handle) -> None:
         self.blocks.release(self.texts.pop(id(handle)))

@@ -70,8 +70,8 @@ class Engine:
         self.inputs = readable(model)
         self.drafter = drafter
         spare = 1 if drafter is None else drafter.most + 1
-        most = self.longest + spare
-        self.blocks = Blocks(max(memory or 2 * slots * most, most + block), most, block, spare)
+        size = memory or 2 * slots * self.longest
+        self.blocks = Blocks(max(size, self.longest + 2 * block), self.longest, block, spare)
         self.compute = compute or choose(model, self.blocks, max(chunk, slots * spare))
         self.prompts = PromptCache(self.blocks, block if self.compute.free else chunk)
         self.shares = isinstance(model, LanguageModel)

@@ -26,6 +26,7 @@ class Request:
         max_new_tokens: at most so many; None for as many as the context holds.
         sampling: how tokens are chosen.
         seed: of its random numbers: equal requests of equal seeds have equal answers, whatever runs beside them.
+        sample: which of the answers of that seed.
         stop: strings at which the text ends (they are not part of it).
         stop_ids: tokens after which it ends; None for those of the model.
         log_probs: how many of the most probable tokens to tell at each place, beside the chosen one; None for none.
@@ -36,6 +37,7 @@ class Request:
     max_new_tokens: int | None = None
     sampling: Sampling = GREEDY
     seed: int = 0
+    sample: int = 0
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] | None = None
     log_probs: int | None = None
@@ -97,7 +99,8 @@ class Handle:
     coins: Uniforms = field(init=False)  # accept or refuse drafts
 
     def __post_init__(self) -> None:
-        self.uniforms, self.coins = Uniforms(self.request.seed), Uniforms(self.request.seed, "accept")
+        seed, sample = self.request.seed, self.request.sample
+        self.uniforms, self.coins = Uniforms(seed, sample), Uniforms(seed, sample, "accept")
 
     @property
     def ids(self) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protea.errors import ConfigError
-from protea.rng import Streams
+from protea.rng import Streams, fold
 from protea.samplers.penalties import frequency, no_repeat, repetition
 from protea.samplers.tokens import pick, uniforms, warp
 
@@ -80,20 +80,23 @@ class Sampling:
 class Uniforms:
     """The numbers of one request: the i-th decides its i-th new token, whatever else is computed.
 
+    Args:
+        seed, sample: which text of which seed; the numbers are those of `samplers.tokens.generate`.
+        tags: of another family of numbers of the same text.
+
     >>> a, b = Uniforms(3), Uniforms(3)
     >>> a[100] == b[100] and a[0] != a[1]
     True
     """
 
-    def __init__(self, seed: int, *tags: str) -> None:
-        streams = Streams(seed, 1)
-        self.streams = streams.child(*tags) if tags else streams
+    def __init__(self, seed: int, sample: int = 0, *tags: str) -> None:
+        self.seed, self.sample = fold(seed, *tags) if tags else seed, sample
         self.drawn: list[float] = []
 
     def __getitem__(self, i: int) -> float:
         while i >= len(self.drawn):  # a longer draw begins the same
             size = max(PAGE, 2 * len(self.drawn))
-            self.drawn = uniforms(Streams(self.streams.seed, 1), size)[0].tolist()
+            self.drawn = uniforms(Streams(self.seed, [self.sample]), size)[0].tolist()
         return self.drawn[i]
 
 
