@@ -169,3 +169,34 @@ def test_bfloat16_experts_route_in_float32():
     y = moe(x, plain_context(16))
     assert y.dtype == torch.bfloat16 and y.isfinite().all()
     assert (got.experts == want.experts).float().mean() > 0.8  # weights were rounded, sums were not
+
+
+@pytest.mark.slow
+def test_compiled_layer_equals_the_eager_one():
+    moe, x = MoE(LearnedRouter(D, E, TopK(2)), Experts(E, D, F)).train(), torch.randn(2, 9, D)
+    want = moe(x, plain_context(9))
+    load = moe.router.load.clone()
+    got = torch.compile(moe)(x, plain_context(9))
+    assert torch.allclose(got, want, atol=1e-5)
+    assert torch.equal(moe.router.load, 2 * load)
+    got.square().sum().backward()
+    assert moe.experts.down.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in CHOICES if name != "expert choice"])
+@torch.no_grad()
+def test_exported_layer_equals_the_eager_one(name):
+    moe = MoE(LearnedRouter(D, E, CHOICES[name]()), Experts(E, D, F), SwiGLU(D, 8)).eval()
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.moe = moe
+
+        def forward(self, x):
+            return self.moe(x, plain_context(x.shape[1]))
+
+    t = torch.export.Dim("t", min=2, max=64)
+    graph = torch.export.export(Plain(), (torch.randn(1, 9, D),), dynamic_shapes={"x": {1: t}})
+    x = torch.randn(1, 17, D)
+    assert torch.allclose(graph.module()(x), moe(x, plain_context(17)), atol=1e-5)

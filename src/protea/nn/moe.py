@@ -38,12 +38,21 @@ def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
+    # The compiler knows the operation in bfloat16 alone; it leaves other products to the eager kernel.
+    return _product(x, weight, ends) if x.dtype == torch.bfloat16 else _eager_product(x, weight, ends)
+
+
+def _product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     aligned = all(width * x.element_size() % 16 == 0 for width in weight.shape[1:])
-    if x.dtype in GROUPED and aligned and len(x):
+    old = x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0)
+    if x.dtype in GROUPED and aligned and len(x) and not old:
         return nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
     # Float64 (checks of gradients) and odd widths: one product an expert.
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat([part @ w.T for part, w in zip(x.split(sizes), weight, strict=True)])
+
+
+_eager_product = torch.compiler.disable(_product)
 
 
 class Experts(nn.Module):
@@ -66,6 +75,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """(N, d_model) to the weighted sums of the experts' answers, (N, d_model); see the module."""
+        if torch.compiler.is_exporting():
+            return self.every(x, routing)
         order = routing.experts.argsort(stable=True)
         tokens = routing.tokens[order]
         ends = torch.bincount(routing.experts, minlength=len(self.down)).cumsum(0).to(torch.int32)
@@ -73,6 +84,14 @@ class Experts(nn.Module):
         y = grouped_product(self.activation(gate) * up, self.down, ends)
         y = y * routing.weights[order][:, None].to(y.dtype)
         return torch.zeros_like(x, dtype=y.dtype).index_add(0, tokens, y)
+
+    def every(self, x: Tensor, routing: Routing) -> Tensor:
+        """The same by asking every expert about every token: E / k times the work, in operations any format has."""
+        weights = routing.weights.new_zeros(x.shape[0], self.down.shape[0])  # len() would fix the length of an export
+        weights = weights.index_put((routing.tokens, routing.experts), routing.weights, accumulate=True)
+        gate, up = (x @ self.gate_up.transpose(1, 2)).chunk(2, -1)  # (E, N, d_ff)
+        y = (self.activation(gate) * up) @ self.down.transpose(1, 2)
+        return (y * weights.T[..., None].to(y.dtype)).sum(0)
 
 
 class GatedShared(nn.Module):
