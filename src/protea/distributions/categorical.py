@@ -130,7 +130,7 @@ class Categorical(Family):
         cells = self._cells(x, observed)
         r = r.double()
         counts = r.new_zeros(r.shape[1], self.columns * self.size + 1)
-        by_code = counts.T.contiguous()
+        by_code = r.new_zeros(counts.shape[1], counts.shape[0])
         for column in cells.T:
             if r.stride(0) == 1:  # by columns, as scans over time give weights
                 counts.scatter_add_(1, column.expand(r.T.shape), r.T)
