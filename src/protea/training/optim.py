@@ -59,14 +59,19 @@ class AdamW:
                 )  # fmt: skip
 
 
+def embeddings_of(model: nn.Module) -> set[int]:
+    """The ids of embeddings: parameters of `nn.Embedding`, and those whose own name, or whose module's, says so."""
+    found = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    named = ((name.split("."), p) for name, p in model.named_parameters())
+    return found | {id(p) for name, p in named if any("embed" in part.lower() for part in name[-3:])}
+
+
 def decay_groups(model: nn.Module, params: Sequence[nn.Parameter], weight_decay: float) -> list[dict]:
     """Two groups: weight decay for matrices and kernels; none for biases, norms' gains and embeddings.
 
-    A norm's gain, a bias and a scale have at most one dimension; embeddings are those of `nn.Embedding`
-    and parameters whose own name, or whose module's, says so.
+    A norm's gain, a bias and a scale have at most one dimension; for embeddings see `embeddings_of`.
     """
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    embeddings |= {id(p) for name, p in model.named_parameters() if "embed" in ".".join(name.split(".")[-2:]).lower()}
+    embeddings = embeddings_of(model)
     decayed = [p for p in params if p.ndim > 1 and id(p) not in embeddings]
     kept = [p for p in params if p.ndim <= 1 or id(p) in embeddings]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
