@@ -120,7 +120,8 @@ class Streams:
         >>> bool((rng.bernoulli(p)[2] == Streams(7, [2]).bernoulli(p[:1])[0]).all())
         True
         """
-        return (self.coins(*p.shape[1:]).to(p.device) < p).to(p.dtype)
+        u = self.coins(*p.shape[1:]).to(p.device)
+        return torch.lt(u, p.detach(), out=u) if u.dtype == p.dtype else (u < p).to(p.dtype)
 
     def coins(self, *event: int) -> Tensor:
         """(B, *event) float32 multiples of 2^-24 on [0, 1): below p with probability p, never for 0, always for 1.
@@ -133,7 +134,7 @@ class Streams:
         quads = -(-width // 8)  # of 64-bit words, each of which makes two numbers
         word = self._raw(quads).view(np.int32)
         words = torch.from_numpy(word).reshape(len(self), 8 * quads)[:, :width]
-        u = (words >> 8).float().mul_(2.0**-24).add_(0.5)
+        u = words.bitwise_right_shift_(8).float().mul_(2.0**-24).add_(0.5)
         return u.reshape(len(self), *event).to(self.device)
 
     def _raw(self, quads: int) -> np.ndarray:
