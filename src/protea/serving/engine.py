@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Engine:
         block: tokens of a block.
         chunk: tokens of a prompt computed in one step, so that long prompts do not hold up the others.
         drafter: proposes tokens that the model then verifies (speculative decoding); None for none.
-        compute: how the model is computed; None for the fastest that keeps requests apart.
+        compute: makes what computes the model, of it, the memory and the most tokens of a step; see `compute.py`.
 
     >>> from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
     >>> from protea.spaces import Tokens
@@ -55,7 +56,8 @@ class Engine:
 
     def __init__(
         self, model: NextToken, *, slots: int = 8, longest: int | None = None, memory: int | None = None,
-        block: int = 16, chunk: int = 64, drafter: Drafter | None = None, compute: Compute | None = None,
+        block: int = 16, chunk: int = 64, drafter: Drafter | None = None,
+        compute: Callable[[Any, Blocks, int], Compute] = choose,
     ) -> None:  # fmt: skip
         if slots < 1 or chunk < block or chunk % block:
             raise ConfigError(
@@ -72,7 +74,7 @@ class Engine:
         spare = 1 if drafter is None else drafter.most + 1
         size = memory or 2 * slots * self.longest
         self.blocks = Blocks(max(size, self.longest + 2 * block), self.longest, block, spare)
-        self.compute = compute or choose(model, self.blocks, max(chunk, slots * spare))
+        self.compute = compute(model, self.blocks, max(chunk, slots * spare))
         self.prompts = PromptCache(self.blocks, block if self.compute.free else chunk)
         self.shares = isinstance(model, LanguageModel)
         if drafter is not None and not self.shares:
