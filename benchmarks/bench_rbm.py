@@ -43,7 +43,7 @@ def digits() -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
     x = digits()
@@ -88,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(2)
     main()

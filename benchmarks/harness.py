@@ -45,6 +45,16 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def several(work: Callable[[], object], times: int = 3) -> Callable[[], None]:
+    """The work done a few times, as in any real run: a single call of milliseconds also pays for waking up."""
+
+    def run() -> None:
+        for _ in range(times):
+            work()
+
+    return run
+
+
 def compare(
     name: str, ours: Callable[[], object], peer: Callable[[], object], *, rounds: int = 7, note: str = ""
 ) -> dict:
