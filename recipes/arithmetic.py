@@ -1,0 +1,95 @@
+"""Splits of numbers: addition with single digits, and with groups of 3 digits from the left or from the right.
+
+    python -m recipes.arithmetic --steps 2000 --seeds 3
+
+Operands have 1 to 6 digits, every pair of lengths as often as any other. Llama 3 cuts numbers into groups of 3 digits
+from the left, so that the same digit of two operands stands at different places of their tokens whenever the lengths
+differ by other than 3; from the right, groups line up. Held-out accuracy is told for all sums, and for those whose
+operands and sum all have the same number of digits modulo 3 ("aligned", where left and right cut alike) or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from protea.spaces.tokenizers import make_tokenizer
+from recipes.answers import correct, learn, size, tokenise, transformer
+
+RULES = {"1 digit": "digits", "3 from the left": "llama3", "3 from the right": "r2l"}
+
+
+def sums(n: int, digits: int, seed: int) -> np.ndarray:
+    """(n, 2) operands; their numbers of digits are uniform."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, digits + 1, (n, 2))
+    low = np.where(lengths == 1, 0, 10 ** (lengths - 1))
+    return rng.integers(low, 10**lengths)
+
+
+def written(pairs: np.ndarray) -> list[list[str]]:
+    """Question and answer of each sum."""
+    return [[f"{a}+{b}=", f"{a + b}\n"] for a, b in pairs.tolist()]
+
+
+def aligned(pairs: np.ndarray) -> torch.Tensor:
+    """Where both ways of grouping cut operands and sum at the same places of value."""
+    numbers = np.concatenate((pairs, pairs.sum(1, keepdims=True)), 1)
+    rest = np.char.str_len(numbers.astype(str)) % 3
+    return torch.from_numpy((rest == 0).all(1))
+
+
+def probe(
+    *, steps: int = 2000, seeds: int = 3, digits: int = 6, examples: int = 100_000, parameters: int = 150_000
+) -> list[dict[str, Any]]:
+    """One row a rule: vocabulary, tokens of an addition, and held-out accuracies by seed."""
+    known, new = sums(examples, digits, 0), sums(2000, digits, 1)
+    seen = {tuple(p) for p in known.tolist()}
+    new = np.array([p for p in new.tolist() if tuple(p) not in seen])
+    corpus = [f"{i:03d}\n" for i in range(1000) for _ in range(2)] + [f"{i}\n" for i in range(100)]
+    rows = []
+    for name, rule in RULES.items():
+        began = time.process_time()
+        tokenizer = make_tokenizer(f"bpe:1500:{rule}", corpus)
+        data = tokenise(tokenizer, written(known))
+        length = data.x.shape[1]
+        test = tokenise(tokenizer, written(new), length)
+        found: dict[str, list[float]] = {"all": [], "aligned": [], "others": []}
+        level = aligned(new)
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            model = transformer(tokenizer, length, parameters)
+            learn(model, data, steps, seed=seed)
+            right = correct(model, test).all(1).double()
+            for key, which in (("all", torch.ones_like(level)), ("aligned", level), ("others", ~level)):
+                found[key].append(float(right[which].mean()))
+        tokens = statistics.fmean(map(len, tokenizer.encode_batch([q + a for q, a in written(new)])))
+        rows.append({
+            "split": name, "vocabulary": tokenizer.vocabulary, "parameters": size(model), "tokens": tokens, **found,
+            "seconds": time.process_time() - began,
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    defaults = {"steps": 2000, "seeds": 3, "digits": 6, "examples": 100_000, "parameters": 150_000}
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    rows = probe(**vars(parser.parse_args()))
+    print(f"{'split':>16} {'ids':>5} {'parameters':>11} {'tokens':>7} {'right, by seed':>18} {'aligned':>8} "
+          f"{'others':>7} {'CPU s':>6}")  # fmt: skip
+    for r in rows:
+        right = " ".join(f"{100 * a:.1f}" for a in r["all"])
+        mean = {k: 100 * sum(r[k]) / len(r[k]) for k in ("aligned", "others")}
+        print(f"{r['split']:>16} {r['vocabulary']:>5} {r['parameters']:>11,} {r['tokens']:>7.1f} {right:>18} "
+              f"{mean['aligned']:>8.1f} {mean['others']:>7.1f} {r['seconds']:>6.0f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
