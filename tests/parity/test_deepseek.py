@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from protea.errors import DataError
 from protea.interop.huggingface import from_pretrained, save_pretrained
@@ -118,6 +119,13 @@ def test_modules_that_look_ahead(tmp_path, hf, evidence):
     assert again.config == ours.config and again.config.n_ahead == 2
     for (name, a), b in zip(ours.net.state_dict().items(), again.net.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+    part = tmp_path / "ours" / "model.safetensors"  # published folders repeat head and embedding there
+    tensors = load_file(part)
+    tensors["model.layers.3.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    tensors["model.layers.3.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, part)
+    assert from_pretrained(tmp_path / "ours").config == ours.config
 
 
 def test_deepseek_v3_has_its_published_size(evidence):
