@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from protea.cli.anomaly import anomaly
+from protea.cli.chat import chat
 from protea.cli.classify import classify
 from protea.cli.compare import compare
 from protea.cli.curve import curve
@@ -31,7 +32,7 @@ PANELS = {
     "Start here": {"compare": compare, "inspect": inspect, "models": models},
     "One model": {"plan": plan, "fit": fit, "resume": resume, "sample": sample, "score": score, "eval": evaluate},
     "What a model is good for": {"classify": classify, "impute": impute, "anomaly": anomaly, "curve": curve},
-    "Language models": {"import": import_, "export": export},
+    "Language models": {"chat": chat, "import": import_, "export": export},
     "Housekeeping": {"report": report, "doctor": doctor, "version": version},
 }
 

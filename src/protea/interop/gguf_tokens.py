@@ -66,7 +66,8 @@ def vocabulary_of(
         tokens[added["id"]], kinds[added["id"]] = added["content"], "CONTROL" if added["special"] else "USER_DEFINED"
     if bos is not None and kinds[bos] == "USER_DEFINED":
         tokens[bos], kinds[bos] = "<|begin|>", "CONTROL"
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    # llama.cpp wants one merge at least; where the merged piece is no token it falls back to the two.
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]] or ["Ā Ā"]
     split = "llama3" if "{1,3}" in json.dumps(definition.get("pre_tokenizer")) else "gpt2"
     return Vocabulary(
         tokens, kinds, PRE[split], merges, bos=bos, eos=bos if eos is None else eos, add_bos=bos is not None,

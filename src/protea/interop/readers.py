@@ -38,7 +38,7 @@ def open_with_llama_cpp(path: Path) -> Twin:
     except Exception as error:
         raise MissingExtra("llama-cpp-python", "llama-cpp", error) from None
     model = llama_cpp.Llama(
-        str(path), n_ctx=512, n_threads=torch.get_num_threads(), logits_all=True, verbose=False,
+        str(path), n_ctx=0, n_threads=torch.get_num_threads(), logits_all=True, verbose=False,
         type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
     )  # fmt: skip
 
