@@ -79,10 +79,10 @@ _adam = Rung(1000, activation=gelu_tanh, matrices=3e-3, tables=3e-3, orthogonal=
 RUNGS: dict[str, Rung] = {
     "blocks": _adam,  # RMSNorm, rotary positions, normed queries and keys, zero-started outputs, rates to zero
     "relu2": replace(_adam, activation=relu_squared),
-    "muon": Rung(260),
-    "shallow": Rung(320, layers=2),
-    "bigrams": Rung(240, layers=2, ngrams=(2,)),
-    "ours": Rung(135, layers=2, ngrams=(2, 3), tables=0.03),
+    "muon": Rung(320),
+    "shallow": Rung(380, layers=2),
+    "bigrams": Rung(300, layers=2, ngrams=(2,)),
+    "ours": Rung(240, layers=2, ngrams=(2, 3), tables=0.02),
 }
 BUCKETS = 1 << 14
 
