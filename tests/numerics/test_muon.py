@@ -153,6 +153,23 @@ def test_bad_input() -> None:
         muon(cut={"0.weight": 3})(net, list(net.parameters()))
 
 
+def test_fused_experts_are_cut_by_default() -> None:
+    """The stacked gate and up matrices of experts move as each matrix alone would."""
+    from protea.nn.moe import Experts
+
+    net = nn.ModuleDict({"blocks": nn.ModuleList([Experts(2, 4, 6)])})
+    p = net["blocks"][0].gate_up
+    made = muon(0.1)(net, list(net.parameters()))
+    for q in net.parameters():
+        q.grad = torch.randn_like(q)
+    before = p.detach().clone()
+    made.step()
+    for expert in range(2):
+        for rows in (slice(0, 6), slice(6, 12)):
+            want = 0.1 * closed_form(p.grad[expert, rows].numpy()) * math.sqrt(1.5)
+            assert np.abs((before - p.detach())[expert, rows].numpy() - want).max() < 1e-5
+
+
 def test_hidden_states_only() -> None:
     net = Net()
     made = muon()(net, list(net.parameters()))

@@ -26,6 +26,7 @@ from protea.training import parallel
 from protea.training.optim import AdamW, OptimizerFactory, decay_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: steep at zero, near one on (0.3, 1]
+FUSED = {"qkv.weight": 3, "gate_up": 2, "gate_up.weight": 2}  # ends of names to the matrices they stack
 Scale = Literal["spectral", "adamw"]
 SCALES: dict[str, Callable[[int, int], float]] = {
     "spectral": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
@@ -150,7 +151,7 @@ def muon(
     weight_decay: float = 0.0,
     momentum: float = 0.95,
     betas: tuple[float, float] = (0.9, 0.95),
-    cut: Mapping[str, int] | None = None,
+    cut: Mapping[str, int] = FUSED,
     scale: Scale = "spectral",
     steps: int = 5,
     products: torch.dtype | None = None,
@@ -165,7 +166,7 @@ def muon(
         weight_decay: of all matrices that AdamW would decay.
         momentum, scale, steps, products: see `Muon`.
         betas: of AdamW.
-        cut: the end of a parameter's name to the number of equal blocks of rows it stacks, e.g. {"qkv.weight": 3}.
+        cut: the end of a parameter's name to the number of equal blocks of rows it stacks (a fused q, k, v: 3).
         rates: a parameter's name to a multiple of its learning rate (for AdamW's parameters); None for 1.
         hidden: which parameters are Muon's.
 
@@ -179,7 +180,7 @@ def muon(
         mine = hidden(model, params)
         taken = {id(p) for p in mine}
         names = {id(p): name for name, p in model.named_parameters()}
-        cuts = {p: n for p in mine for end, n in (cut or {}).items() if names.get(id(p), "").endswith(end)}
+        cuts = {p: n for p in mine for end, n in cut.items() if names.get(id(p), "").endswith(end)}
         bad = [names[id(p)] for p, n in cuts.items() if p.shape[-2] % n]
         if bad:
             raise ConfigError(f"The rows of {bad[0]} cannot be cut into equal blocks.", "Correct `cut`.")
