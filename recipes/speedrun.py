@@ -125,10 +125,8 @@ def build(rung: Rung, vocabulary: int, seed: int = 0) -> LanguageModel:
 
     embed = NGramEmbedding(vocabulary, d, rung.ngrams, BUCKETS) if rung.ngrams else TokenEmbedding(vocabulary, d)
     net = init_decoder(Decoder(embed, [block() for _ in range(rung.layers)], RMSNorm(d), vocabulary))
-    if rung.ngrams:
-        nn.init.zeros_(net.embed.grams.weight)
     for name, p in net.named_parameters():
-        if name.endswith(("mixer.o.weight", "mixer.down.weight", "head.weight")):
+        if name.endswith(("mixer.o.weight", "mixer.down.weight", "head.weight", "grams.weight")):
             nn.init.zeros_(p)
     return LanguageModel(Tokens(CONTEXT, vocabulary=vocabulary, tokenizer="ids"), net, CONTEXT)
 
