@@ -179,6 +179,8 @@ def _sizes(writer: Any, c: Config, gguf: Any) -> None:
         raise NotSupported(f"GGUF export of RoPE scaling {kind!r} is not written.", "Export with --to hf instead.")
     if window := c.get("sliding_window"):
         writer.add_sliding_window(window)
+        if c["model_type"] == "gemma3_text":
+            _pattern(writer, c)
     if (cap := c.get("attn_logit_softcapping")) is not None:
         writer.add_attn_logit_softcapping(cap)
     if (cap := c.get("final_logit_softcapping")) is not None:
@@ -186,6 +188,18 @@ def _sizes(writer: Any, c: Config, gguf: Any) -> None:
     if experts := c.get("num_local_experts"):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(c["num_experts_per_tok"])
+
+
+def _pattern(writer: Any, c: Config) -> None:
+    """Every k-th layer sees all; the others have a window, and rotary positions of their own base."""
+    everywhere = [i for i, kind in enumerate(c["layer_types"]) if kind == "full_attention"]
+    period = everywhere[0] + 1 if everywhere else len(c["layer_types"]) + 1
+    if everywhere != list(range(period - 1, len(c["layer_types"]), period)):
+        raise NotSupported(
+            f"llama.cpp wants every k-th layer of Gemma 3 to see all, not layers {everywhere}.", "Export with --to hf."
+        )
+    writer.add_sliding_window_pattern(period)
+    writer.add_rope_freq_base_swa(float(c["rope_parameters"]["sliding_attention"]["rope_theta"]))
 
 
 def _tokens(writer: Any, v: Vocabulary, gguf: Any) -> None:
