@@ -113,6 +113,31 @@ def test_rows_with_holes_are_scored_by_what_they_have(folder: Path):
     assert abs(ratio - scores["nats"][0]) < 1e-3
 
 
+@pytest.mark.parametrize("ending", ["csv", "npy"])
+def test_numbers_with_holes_are_learnt_scored_and_filled(ending: str, tmp_path: Path):
+    """From a file with holes to a full table: two clusters whose columns are equal but for noise."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(scale=0.3, size=(400, 4)) + 6.0 * rng.integers(0, 2, 400)[:, None]
+    x = np.where(rng.uniform(size=truth.shape) < 0.1, np.nan, truth)
+    pd.DataFrame(x, columns=list("abcd")).to_csv(tmp_path / "h.csv", index=False)
+    np.save(tmp_path / "h.npy", x)
+    data = f"h.{ending}"
+    done = run_protea("fit", "mixture", data, "--budget", "3s", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = answer("score", "run", data, cwd=tmp_path)
+    assert scores["exactness"] == "exact" and np.isfinite(scores["nats"]).all() and scores["n"] == 400
+    done = run_protea("impute", "run", data, "--out", "full.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    full = pd.read_csv(tmp_path / "full.csv").to_numpy()
+    few = np.isnan(x) & (np.isnan(x).sum(1) < 4)[:, None]
+    assert not np.isnan(full).any() and np.abs(full - truth)[few].mean() < 0.5  # the columns' means are 3 away
+    np.testing.assert_allclose(full[~np.isnan(x)], x[~np.isnan(x)])
+    done = run_protea("fit", "gmm", data, "--budget", "3s", "--out", "gmm", cwd=tmp_path)
+    assert done.returncode == 0 and "bound" in run_protea("score", "gmm", data, cwd=tmp_path).stdout
+    done = run_protea("impute", "gmm", data, "--out", "no.csv", cwd=tmp_path)
+    assert done.returncode == 2 and "mixture" in done.stderr and not (tmp_path / "no.csv").exists()
+
+
 def test_anomaly_lists_strange_rows(folder: Path):
     facts = answer("anomaly", "gmm-run", "strange.npy", "--fdr", "0.3", cwd=folder)
     p = np.array([row["p"] for row in facts["rows"]])

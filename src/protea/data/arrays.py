@@ -71,7 +71,7 @@ def from_array(
     | array | space |
     |---|---|
     | uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) | Image |
-    | float (N, D) or (N,) | Vector |
+    | float (N, D) or (N,) | Vector; with NaN, a Table of numbers that may be missing |
     | float (N, T, D) | Series, NaN where a value is missing or the series has ended |
     | other integers, booleans (N, D) or (N,) | Table of grid columns: a density of whole numbers means nothing |
     """
@@ -82,14 +82,15 @@ def from_array(
     if x.dtype.kind == "f" and x.ndim == 3:
         labels, classes = _labels(y, class_names, len(x), source)
         return from_steps(x, None, labels, classes, name, source, space)
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
+    holes = x.dtype.kind == "f" and x.ndim <= 2 and bool(np.isnan(x).any()) and not isinstance(space, Vector)
+    if x.dtype.kind == "f" and not (np.isfinite(x) | (np.isnan(x) & holes)).all():
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
         raise DataError(
             f"{int(bad.sum())} rows of {source} hold NaN or infinity, first row {int(bad.argmax())}.",
-            "Drop or fill them; a table (CSV, Parquet) may hold missing values, an array may not.",
+            "Replace infinities; mark what is missing as NaN in rows of numbers (N, D) or in a table.",
         )
     labels, classes = _labels(y, class_names, len(x), source)
-    if space is not None:
+    if space is not None and not (isinstance(space, Table) and x.ndim <= 2):
         return Loaded(name, source, space, space.encode(x), labels)
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         if x.ndim == 4 and x.shape[-1] not in (1, 2, 3, 4) and x.shape[1] in (1, 2, 3, 4):
@@ -109,20 +110,20 @@ def from_array(
         )
     x = x[:, None] if x.ndim == 1 else x
     names = tuple(f"x{i}" for i in range(x.shape[1]))
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f" and not holes and space is None:
         points = Vector(names, classes)
         return Loaded(name, source, points, points.encode(x), labels)
     frame = pd.DataFrame(x, columns=list(names))
     if labels is not None:
         frame["label"] = np.asarray(classes, dtype=object)[labels.numpy()]
-    table = Table.infer(frame, None if labels is None else "label")
+    table = space if isinstance(space, Table) else Table.infer(frame, None if labels is None else "label")
     return Loaded(
         name,
         source,
         table,
         table.encode(frame),
         target=None if labels is None else "label",
-        notes=("whole numbers: read as a table",),
+        notes=("numbers with holes: read as a table" if holes else "whole numbers: read as a table",),
     )
 
 

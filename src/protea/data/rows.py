@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protea.data.arrays import load_arrays
 from protea.data.open import open_data
 from protea.data.tables import TABLES, read_frame
 from protea.errors import DataError
@@ -49,6 +50,9 @@ def read_rows(space: Space, data: str | Path) -> FileRows:
             return FileRows(loaded["x" if "x" in loaded.files else loaded.files[0]], None, labels)
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"{path} is not a plain numpy file ({error}).", "Write it again with np.save.") from None
+    if isinstance(space, Table) and path.is_file() and name.endswith((".npy", ".npz")):
+        loaded = load_arrays(path, space=space)  # numbers, or a table of them
+        return FileRows(space.decode(loaded.x), None, None)
     dataset = open_data(str(data), space=space)
     parts = (dataset.train, dataset.validation, dataset.holdout)
     order = torch.argsort(torch.cat([p.ids for p in parts]))
