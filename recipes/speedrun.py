@@ -82,7 +82,7 @@ RUNGS: dict[str, Rung] = {
     "muon": Rung(320),
     "shallow": Rung(380, layers=2),
     "bigrams": Rung(300, layers=2, ngrams=(2,)),
-    "ours": Rung(240, layers=2, ngrams=(2, 3), tables=0.02),
+    "ours": Rung(200, layers=2, ngrams=(2, 3), tables=0.02),
 }
 BUCKETS = 1 << 14
 
