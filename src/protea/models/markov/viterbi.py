@@ -3,7 +3,7 @@ r"""The most probable path of hidden states.
     delta_t(j) = b_t(j) max_i delta_{t-1}(i) A_ij,  z_T = argmax delta_T e,  z_t = argmax_i delta_t(i) A_{i, z_{t+1}}
 
 (Viterbi 1967; Forney 1973). No table of back-pointers is kept: the maximum over i is taken again for the one state that
-the path goes through. Ties go to the lower state.
+the path goes through (`trace.py`). Ties go to the lower state.
 
 This is the forward pass with a maximum in place of the sum, and nothing is lost to underflow where that loses nothing
 (`scan.py`): a state below the smallest number u of the type gives at most u to the next step, and the best state gives
@@ -23,6 +23,7 @@ from torch import Tensor
 from protea.models.markov import scan, steps
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.packed import Packed
+from protea.models.markov.trace import trace
 
 
 @torch.no_grad()
@@ -58,6 +59,13 @@ def _scaled(log_b: Tensor, dynamics: Dynamics, packed: Packed, every: int, path:
                 c = now.amax(0, keepdim=True)
                 now.div_(c.clamp(min=tiny))
                 log_p[:n] += c[0].log_()
+    if packed.uniform:
+        steps_of = (len(deltas), -1)
+        last, path.view(steps_of)[-1] = (deltas[-1] * end.T).max(0)
+        log_p += last.log()
+        trace(b.T.unflatten(1, steps_of), dynamics.transition, path.view(steps_of))
+        return
+    with steps.alone():
         after = path[:0]
         for now, here in zip(reversed(deltas), reversed(path.split(packed.active))):
             going = len(after)
