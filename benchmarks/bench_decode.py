@@ -112,6 +112,33 @@ def share_of_bound(engine: Engine, weights: int, rounds: int) -> dict:
     return row
 
 
+def growth() -> list[dict]:
+    """Seconds of n tokens with a memory and without: the exponent of n from a least-squares line of the logarithms."""
+    torch.manual_seed(0)
+    space = Tokens(CONTEXT, vocabulary=256, tokenizer="ids", begin=0)
+    model = language_model("llama", space, LlamaConfig(4, 128, 4, 4, 344, CONTEXT)).eval().requires_grad_(False)
+    engine, lengths, rows = Engine(model, slots=1), (64, 128, 256, 448), []
+
+    @torch.inference_mode()
+    def anew(n: int) -> None:
+        text = torch.tensor([[1]])
+        for _ in range(n):
+            text = torch.cat((text, model.logits(text)[:, -1:].argmax(-1)), 1)
+
+    def kept(n: int) -> None:
+        engine.submit(Request([1], n, stop_ids=()))
+        engine.run()
+        engine.prompts.clear()
+
+    for name, work in (("with a memory", kept), ("every token anew", anew)):
+        work(lengths[0])
+        times = [min(timed(lambda n=n, w=work: w(n)) for _ in range(3)) for n in lengths]
+        exponent = float(np.polyfit(np.log(lengths), np.log(times), 1)[0])
+        rows.append({"name": f"seconds of n tokens, {name}", "n": lengths, "seconds": times, "exponent": exponent})
+        print(f"seconds of {lengths} tokens, {name}: {[round(t, 3) for t in times]}, ~ n^{exponent:.2f}")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--short", action="store_true")
@@ -153,7 +180,7 @@ def main() -> None:
         assert answers(drafted, alone) == answers(one, alone)
         rows.append(compare("greedy with n-gram lookup, against plain", lambda: answers(drafted, alone),
                             lambda: answers(one, alone), rounds=rounds, note="equal texts"))  # fmt: skip
-    save("decode", rows)
+    save("decode", rows + growth())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ joined (`compute.py` says how).
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -244,10 +245,10 @@ class Engine:
     def _logits(self, handle: Handle, logits: Tensor) -> Tensor:
         """Of the distribution that the next token is drawn from."""
         sampling, matcher = handle.request.sampling, handle.matcher
-        if not bool(logits.isfinite().any()) or bool(logits.isnan().any()):
-            raise DataError("The model's logits are not numbers.", "Check its weights: training may have diverged.")
         if matcher is None and sampling.plain:
             return logits
+        if not math.isfinite(float(logits.amax())):
+            raise not_numbers()
         allowed = None
         if matcher is not None:
             allowed = matcher.allowed(len(logits))
@@ -259,8 +260,11 @@ class Engine:
         return sampling.logits(logits, handle.ids, len(handle.request.prompt), allowed)
 
     def _choose(self, handle: Handle, logits: Tensor) -> None:
-        processed = self._logits(handle, logits)
-        token = choose_token(processed, handle.request.sampling, handle.uniforms[len(handle.tokens)])
+        sampling, processed = handle.request.sampling, self._logits(handle, logits)
+        u = handle.uniforms[len(handle.tokens)] if sampling.temperature > 0 else 0.0
+        token = choose_token(processed, sampling, u)
+        if not math.isfinite(float(processed[token])):  # the largest of what is not a number is not a number
+            raise not_numbers()
         self._take(handle, token, logits)
 
     def _take(self, handle: Handle, token: int, logits: Tensor) -> None:
@@ -304,3 +308,7 @@ class Engine:
     def fused(self) -> bool:
         """Whether the compiled kernels do the work."""
         return isinstance(self.compute, Fused)
+
+
+def not_numbers() -> DataError:
+    return DataError("The model's logits are not numbers.", "Check its weights: training may have diverged.")

@@ -111,9 +111,9 @@ constexpr int CHUNK = 128; // most rows of weights taken at once (a multiple of 
 static void product(const float* w, const float* x, int64_t xs, int k, int n, int b, float* out) {
     constexpr int wide = W == 16 ? 2 : 1;  // registers: 32 of 16 floats, or 16
     switch (b) {
-        case 1: return tiles<8, 1>(w, x, xs, k, n, out, CHUNK);
-        case 2: return tiles<4 * wide, 2>(w, x, xs, k, n, out, CHUNK);
-        case 3: return tiles<3 * wide, 3>(w, x, xs, k, n, out, CHUNK);
+        case 1: return tiles<4, 1>(w, x, xs, k, n, out, CHUNK);
+        case 2: return tiles<4, 2>(w, x, xs, k, n, out, CHUNK);
+        case 3: return tiles<wide == 2 ? 4 : 3, 3>(w, x, xs, k, n, out, CHUNK);
         case 4: return tiles<2 * wide, 4>(w, x, xs, k, n, out, CHUNK);
         case 5: return tiles<2 * wide, 5>(w, x, xs, k, n, out, CHUNK);
         case 6: return tiles<wide == 2 ? 4 : 1, 6>(w, x, xs, k, n, out, CHUNK);
