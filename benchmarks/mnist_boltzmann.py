@@ -3,8 +3,8 @@
     python benchmarks/mnist_boltzmann.py --data DIGITS.npz --figures docs/images     # about 15 minutes of one core
 
 An RBM of 500 hidden units by PCD-1 and by CD-1, and a deep machine of 500 and 250 by greedy learning and PCD: test
-log-likelihood by annealed importance sampling (100 chains), completion of the lower half of each test digit, and the
-pictures of the documentation. `--epochs` and `--steps` make it shorter.
+log-likelihood by annealed importance sampling from both sides (100 chains each), completion of the lower half of each
+test digit, and the pictures of the documentation. `--epochs` and `--steps` make it shorter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from protea.models.boltzmann.dbm import DBM
 from protea.models.boltzmann.rbm import RBM
 from protea.models.boltzmann.units import Binomial
 from protea.objectives.contrastive_divergence import DataChains, Negative, PersistentChains
-from protea.rng import Streams
+from protea.rng import Streams, fold
+from protea.samplers.ais import ais, evened, spacing
+from protea.samplers.sandwich import combined
 from protea.space import Rows
 from protea.training.batches import Batches
 from protea.training.contrast import Contrast
@@ -48,9 +50,10 @@ def learn(model: Boltzmann, negative: Negative, rows: Rows, epochs: int, rate: f
 def judged(model: Boltzmann, test: Tensor, steps: int) -> dict[str, float]:
     """Test log-likelihood in nats, its standard errors, and the constant."""
     log_f = torch.cat([model.unnormalised(x, rng=Streams(0, len(x))).double() for x in test.split(250)])
-    z = model.machine.estimate(0, chains=100, steps=steps)  # type: ignore[attr-defined]
+    z = model.machine.estimate(0, chains=100, steps=steps, particles=model.particles)  # type: ignore[attr-defined]
     return {"nats": float(log_f.mean()) - z.value, "rows_error": float(log_f.std()) / len(log_f) ** 0.5,
-            "log_z": z.value, "log_z_error": z.error, "effective": z.effective}  # fmt: skip
+            "log_z": z.value, "log_z_error": z.error, "effective": z.effective,
+            "lower": z.lower, "upper": z.upper, "temperatures": z.steps, "converged": z.converged}  # fmt: skip
 
 
 def halves(model: Boltzmann, rows: Rows, test: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
@@ -90,24 +93,35 @@ def save(path: Path, picture: np.ndarray, zoom: int = 2) -> None:
 
 
 def constant_chart(model: RBM, path: Path, ladder: list[int]) -> list[dict[str, float]]:
-    """log Z against the length of the path, and the spread of the log-weights at the longest."""
+    """log Z against the length of the path, from either side and from both, and the weights at the longest."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = []
+    found, machine = [], model.machine
+    betas = spacing(ladder[0])
     for steps in ladder:
-        w = model.machine.weights(0, chains=100, steps=steps)
-        found.append({"steps": steps, "log_z": model.machine.log_base() + w.log_ratio, "error": w.error})
-        last = w.log_w + model.machine.log_base()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
-    left.errorbar(
-        [f["steps"] for f in found], [f["log_z"] for f in found], [1.96 * f["error"] for f in found], fmt="o-", ms=3
-    )
+        streams = [Streams(fold(0, side, steps), 100) for side in ("forward", "backward")]
+        forward = ais(machine.blank(streams[0]), betas, machine.annealing(streams[0]))[0]
+        warm = machine.settled(model.particles, streams[1])
+        backward = ais(warm, betas[::-1], machine.annealing(streams[1]))[0]
+        value, error, effective = combined(forward.log_w, -backward.log_w)
+        base, length = machine.log_base(), len(betas) - 1
+        found.append({"steps": length, "log_z": base + value, "error": error, "effective": effective,
+                      "lower": base + forward.log_ratio, "upper": base - backward.log_ratio})  # fmt: skip
+        betas, weights = evened(betas, forward.spread, 2 * steps), (base + forward.log_w, base - backward.log_w)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8))
+    at = [f["steps"] for f in found]
+    left.plot(at, [f["upper"] for f in found], "v:", ms=4, label="backward alone")
+    left.errorbar(at, [f["log_z"] for f in found], [1.96 * f["error"] for f in found], fmt="ko-", ms=3, label="both")
+    left.plot(at, [f["lower"] for f in found], "^:", ms=4, label="forward alone")
     left.set(xscale="log", xlabel="temperatures", ylabel="log Z, nats", title="estimate and 95 % interval")
-    right.hist(last.numpy(), 25, color="tab:orange")
+    left.legend(fontsize=7)
+    for w, label in zip(weights, ("forward", "backward")):
+        right.hist(w.numpy(), 25, alpha=0.6, label=label)
     right.set(xlabel="log weight of a chain", title=f"{ladder[-1]:,} temperatures")
+    right.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     return found
@@ -117,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=14_500)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
     x = torch.from_numpy((np.load(options.data)["x"] > 127).astype(np.uint8))
@@ -144,7 +158,7 @@ def main() -> None:
         if name == "rbm, PCD-1" and options.figures and isinstance(model, RBM):
             w = model.visible.weight.detach().T[:48].reshape(-1, SIDE, SIDE)
             save(options.figures / "rbm-filters.png", grid(0.5 + w / (4 * w.std()), 12))
-            ladder = [s for s in (100, 300, 1000, 3000) if s <= options.steps]
+            ladder = [s for s in (125, 250, 500, 1000, 2000) if s <= options.steps]
             found[name]["path"] = constant_chart(model, options.figures / "rbm-ais.png", ladder)
         print(name, json.dumps(found[name], indent=1), flush=True)
 
