@@ -2,10 +2,10 @@
 
     python -m recipes.arithmetic --steps 2000 --seeds 3
 
-Operands have 1 to 6 digits, every pair of lengths as often as any other. Llama 3 cuts numbers into groups of 3 digits
-from the left, so that the same digit of two operands stands at different places of their tokens whenever the lengths
-differ by other than 3; from the right, groups line up. Held-out accuracy is told for all sums, and for those whose
-operands and sum all have the same number of digits modulo 3 ("aligned", where left and right cut alike) or not.
+Operands have 1 to 3 digits, every pair of lengths as often as any other. Llama 3 cuts numbers into groups of 3 digits
+from the left, so that a token of the sum 1234 = 123|4 stands for other places of value than one of 234; cut from the
+right, 1|234, places line up. Held-out accuracy is told for all sums, for those in which left and right cut every number
+alike, and for the others.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def written(pairs: np.ndarray) -> list[list[str]]:
 
 
 def aligned(pairs: np.ndarray) -> torch.Tensor:
-    """Where both ways of grouping cut operands and sum at the same places of value."""
+    """(N,) whether groups of 3 from the left and from the right are the same, in both operands and the sum."""
     numbers = np.concatenate((pairs, pairs.sum(1, keepdims=True)), 1)
-    rest = np.char.str_len(numbers.astype(str)) % 3
-    return torch.from_numpy((rest == 0).all(1))
+    length = np.char.str_len(numbers.astype(str))
+    return torch.from_numpy(((length <= 3) | (length % 3 == 0)).all(1))
 
 
 def probe(
-    *, steps: int = 2000, seeds: int = 3, digits: int = 6, examples: int = 100_000, parameters: int = 150_000
+    *, steps: int = 2000, seeds: int = 3, digits: int = 3, examples: int = 100_000, parameters: int = 150_000
 ) -> list[dict[str, Any]]:
     """One row a rule: vocabulary, tokens of an addition, and held-out accuracies by seed."""
     known, new = sums(examples, digits, 0), sums(2000, digits, 1)
@@ -63,7 +63,7 @@ def probe(
         level = aligned(new)
         for seed in range(seeds):
             torch.manual_seed(seed)
-            model = transformer(tokenizer, length, parameters)
+            model = transformer(tokenizer, length, parameters, width=48)
             learn(model, data, steps, seed=seed)
             right = correct(model, test).all(1).double()
             for key, which in (("all", torch.ones_like(level)), ("aligned", level), ("others", ~level)):
@@ -78,7 +78,7 @@ def probe(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    defaults = {"steps": 2000, "seeds": 3, "digits": 6, "examples": 100_000, "parameters": 150_000}
+    defaults = {"steps": 2000, "seeds": 3, "digits": 3, "examples": 100_000, "parameters": 150_000}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     rows = probe(**vars(parser.parse_args()))

@@ -42,7 +42,8 @@ def test_questions_have_true_answers():
     assert {len(str(a)) for a in pairs[:, 0].tolist()} == {1, 2, 3, 4, 5, 6}
     for (question, answer), (a, b) in zip(written(pairs), pairs.tolist()):
         assert question == f"{a}+{b}=" and int(answer) == a + b
-    assert aligned(np.array([[123, 456], [123, 999], [123456, 1], [12, 34]])).tolist() == [True, False, False, False]
+    both = aligned(np.array([[123, 456], [123, 999], [123456, 1], [12, 34], [1234, 5]])).tolist()
+    assert both == [True, False, True, True, False]
 
 
 def test_every_row_is_tokenised_as_text_is():
