@@ -26,12 +26,27 @@ static inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p)
 static inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 static inline vec all(float x) { return x - vec{}; }
 
+typedef float vec8 __attribute__((vector_size(32)));
+typedef float vec4 __attribute__((vector_size(16)));
+
 static inline float total(vec v) {  // lanes, halved again and again
-    float a[W];
-    store(a, v);
-    for (int h = W / 2; h; h /= 2)
-        for (int i = 0; i < h; i++) a[i] += a[i + h];
-    return a[0];
+    vec4 quarter;
+    if constexpr (W >= 8) {
+        vec8 half;
+        memcpy(&half, &v, sizeof half);
+        if constexpr (W == 16) {
+            vec8 high;
+            memcpy(&high, reinterpret_cast<char*>(&v) + 32, sizeof high);
+            half += high;
+        }
+        vec4 high;
+        memcpy(&quarter, &half, sizeof quarter);
+        memcpy(&high, reinterpret_cast<char*>(&half) + 16, sizeof high);
+        quarter += high;
+    } else {
+        memcpy(&quarter, &v, sizeof quarter);
+    }
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
 static inline vec exponential(vec x) {  // 2^n e^r with |r| <= ln 2 / 2, Taylor to r^7: 1e-7 relative
