@@ -117,6 +117,8 @@ def constant_chart(model: RBM, path: Path, ladder: list[int]) -> list[dict[str, 
     left.errorbar(at, [f["log_z"] for f in found], [1.96 * f["error"] for f in found], fmt="ko-", ms=3, label="both")
     left.plot(at, [f["lower"] for f in found], "^:", ms=4, label="forward alone")
     left.set(xscale="log", xlabel="temperatures", ylabel="log Z, nats", title="estimate and 95 % interval")
+    left.set_xticks(at, [f"{n:,}" for n in at], fontsize=7)
+    left.minorticks_off()
     left.legend(fontsize=7)
     for w, label in zip(weights, ("forward", "backward")):
         right.hist(w.numpy(), 25, alpha=0.6, label=label)

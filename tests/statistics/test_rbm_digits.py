@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,7 @@ def test_binarised_mnist(shared_data, evidence) -> None:
     model = learn(train, 100, 8, 0.05)
     with torch.no_grad():
         log_z = model.log_partition(steps=1000)
+        longer = model.log_partition(1, steps=8 * log_z.steps)  # paths start at an eighth, and double at least once
         nats = float(-model.energy(test).mean()) - log_z.value
         marginal = float(model.visible.own(model.flat(test), 0.0).mean())  # the base: independent pixels
         marginal -= float(torch.nn.functional.softplus(model.visible.base).sum())
@@ -42,6 +45,12 @@ def test_binarised_mnist(shared_data, evidence) -> None:
         id="EB-02", system="rbm, 100 hidden, 8 epochs of digits", claim="AIS test log-likelihood over the marginals'",
         reference=f"independent pixels {marginal:.1f} nats", reached=nats - marginal, tolerance=60, unit="nats",
         at_least=True,
+    )  # fmt: skip
+    assert log_z.converged and log_z.lower - 3 < log_z.upper + 3 and longer.steps >= 2 * log_z.steps - 2
+    apart = abs(longer.value - log_z.value) / math.hypot(log_z.error, longer.error)
+    evidence(
+        id="EB-06", system="rbm, 100 hidden, 8 epochs of digits", claim="log Z of a longer path and other seed, less",
+        reference="this path's", reached=apart, tolerance=1.96, unit="standard errors",
     )  # fmt: skip
     seen = torch.zeros_like(test[:200], dtype=torch.bool)
     seen[:, :14] = True
