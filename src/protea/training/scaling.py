@@ -104,8 +104,10 @@ def fit_scaling_law(x: Sequence[Sequence[float]] | np.ndarray, loss: Sequence[fl
     best = None
     for log_e, log_a, exponent in grid:
         start = np.concatenate(([log_e], np.full(k, log_a), np.full(k, exponent)))
-        found = least_squares(residual, start, slope, bounds, loss="huber", f_scale=DELTA, x_scale="jac", max_nfev=300,
-                              ftol=1e-14, xtol=1e-14, gtol=1e-14)  # fmt: skip
+        found = least_squares(
+            residual, start, slope, bounds, loss="huber", f_scale=DELTA, x_scale="jac",  # type: ignore[arg-type]
+            max_nfev=300, ftol=1e-14, xtol=1e-14, gtol=1e-14,
+        )  # fmt: skip
         if best is None or found.cost < best.cost:
             best = found
     assert best is not None
