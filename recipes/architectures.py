@@ -22,7 +22,7 @@ from protea.models import MODELS
 from protea.models.autoregressive.architectures import ARCHITECTURES
 from protea.training.config import to_json
 
-WIDTHS = range(32, 513, 16)
+WIDTHS, DEPTHS = (32, 64, 96, 128, 192, 256, 384, 512), range(2, 13)  # widths that every architecture can share out
 
 
 def parameters(name: str, space: Any, config: Any) -> int:
@@ -31,25 +31,27 @@ def parameters(name: str, space: Any, config: Any) -> int:
         return sum(p.numel() for p in MODELS[name].build(space, config).parameters())
 
 
-def sized(name: str, space: Any, wanted: int, layers: int) -> Any:
-    """The config of the width whose network has about as many parameters as wanted."""
+def sized(name: str, space: Any, wanted: int) -> Any:
+    """The config of the depth and width whose network has about as many parameters as wanted."""
     sizes = {}
-    for width in WIDTHS:
-        config = ARCHITECTURES[name].scaled(layers, width, space.length)
-        sizes[parameters(name, space, config)] = config
-        if max(sizes) > 2 * wanted:
-            break
+    for layers in DEPTHS:
+        for width in WIDTHS:
+            config = ARCHITECTURES[name].scaled(layers, width, space.length)
+            count = parameters(name, space, config)
+            sizes[count] = config
+            if count > 2 * wanted:
+                break
     return sizes[min(sizes, key=lambda n: abs(n - wanted))]
 
 
 def table(
-    corpus: str, names: list[str], *, seconds: float, wanted: int, layers: int, seed: int, **opening: Any
+    corpus: str, names: list[str], *, seconds: float, wanted: int, seed: int, **opening: Any
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row an architecture, best first."""
     data = protea.open(corpus, **opening)
     rows = []
     for name in names:
-        config = sized(name, data.space, wanted, layers)
+        config = sized(name, data.space, wanted)
         with tempfile.TemporaryDirectory() as folder:
             run = protea.fit(
                 name, data, budget=f"{seconds}s", seed=seed, out=Path(folder) / name, settings=to_json(config),
@@ -73,14 +75,13 @@ def main() -> None:
     ask.add_argument("--models", nargs="*", default=list(ARCHITECTURES))
     ask.add_argument("--seconds", type=float, default=60.0)
     ask.add_argument("--parameters", type=int, default=300_000)
-    ask.add_argument("--layers", type=int, default=4)
     ask.add_argument("--tokenizer", default="bytes")
     ask.add_argument("--block", type=int, default=128)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--out", type=Path, help="write the rows here, as JSON")
     a = ask.parse_args()
     rows = table(
-        a.corpus, a.models, seconds=a.seconds, wanted=a.parameters, layers=a.layers, seed=a.seed,
+        a.corpus, a.models, seconds=a.seconds, wanted=a.parameters, seed=a.seed,
         tokenizer=a.tokenizer, block=a.block,
     )  # fmt: skip
     print(f"\n| model | {rows[0]['unit']} | 95 % | parameters | steps |\n|---|---|---|---|---|")
