@@ -21,9 +21,18 @@ CORE = (
     "rich",
     "jinja2",
     "jsonschema",
+    "tokenizers",
 )
-EXTRAS = {"parquet": ("pyarrow",), "track": ("tensorboard",)}
-PIP_NAME = {"sklearn": "scikit-learn", "PIL": "pillow"}
+EXTRAS = {
+    "parquet": ("pyarrow",),
+    "track": ("tensorboard",),
+    "gguf": ("gguf",),
+    "llama-cpp": ("llama_cpp",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "serve": ("llguidance",),
+    "lm-eval": ("lm_eval",),
+}
+PIP_NAME = {"sklearn": "scikit-learn", "PIL": "pillow", "llama_cpp": "llama-cpp-python"}
 
 
 def doctor(json: Json = False) -> None:
