@@ -13,7 +13,7 @@ import protea
 
 SOURCE = Path(protea.__file__).parent
 ROOMS = (
-    "errors", "rng", "space", "core", "spaces", "nn", "distributions", "transforms", "processes", "samplers",
+    "errors", "rng", "kernels", "space", "core", "spaces", "nn", "distributions", "transforms", "processes", "samplers",
     "objectives", "models", "training", "data", "evaluation", "inference", "interop", "serving", "sklearn",
     "api", "cli",
 )  # fmt: skip

@@ -12,19 +12,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
-constexpr int W = 16;  // floats of a vector
-#elif defined(__AVX__)
-constexpr int W = 8;
-#else
-constexpr int W = 4;
-#endif
-typedef float vec __attribute__((vector_size(W * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(W * 4), aligned(4), may_alias));
+#include "vectors.h"
 
-static inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
-static inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
-static inline vec all(float x) { return x - vec{}; }
+constexpr int W = Lanes<float>::count;
+typedef vecf vec;
 
 typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec4 __attribute__((vector_size(16)));
@@ -49,23 +40,6 @@ static inline float total(vec v) {  // lanes, halved again and again
     return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
-static inline vec exponential(vec x) {  // 2^n e^r with |r| <= ln 2 / 2, Taylor to r^7: 1e-7 relative
-    x = x < all(-87.0f) ? all(-87.0f) : x;
-    x = x > all(88.0f) ? all(88.0f) : x;
-    vec n = x * 1.44269504f;
-    ivec k = __builtin_convertvector(n + (n < vec{} ? all(-0.5f) : all(0.5f)), ivec);
-    n = __builtin_convertvector(k, vec);
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = all(1.0f / 5040);
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * (vec)((k + 127) << 23);
-}
 static inline float exponential1(float x) { return exponential(all(x))[0]; }
 static inline vec tanhv(vec x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 
