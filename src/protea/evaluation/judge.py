@@ -345,11 +345,23 @@ def pooled(found: list[Judgement]) -> Judgement:
     shared = set.intersection(*(set(j.metrics) for j in found))
     metrics = {name: over_seeds([j.metrics[name] for j in found]) for name in found[0].metrics if name in shared}
     worst = min(found, key=lambda j: (j.audit["passed"], j.audit["p_value"]))
-    bits = [j.likelihood for j in found]
-    held_out = bits[0]
-    if all(b is not None for b in bits) and held_out is not None:
-        figure = over_seeds([b.figure for b in bits if b is not None])
-        held_out = Likelihood(figure, held_out.unit, held_out.exactness)
+    held_out = _pooled_likelihood([j.likelihood for j in found])
     rates = [j.samples_per_s for j in found if j.samples_per_s]
     rate = sum(rates) / len(rates) if rates else None
     return Judgement(metrics, worst.audit, held_out, rate, worst.samples, worst.labels)
+
+
+def _pooled_likelihood(found: list[Likelihood | None]) -> Likelihood | None:
+    """Each figure over the seeds that all have it; the first seed's where some have no likelihood."""
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return found[0]
+
+    def over(figures: list[Figure | None]) -> Figure | None:
+        there = [f for f in figures if f is not None]
+        return over_seeds(there) if len(there) == len(figures) else None
+
+    return Likelihood(
+        over_seeds([one.figure for one in known]), known[0].unit, known[0].exactness,
+        over([one.perplexity for one in known]), over([one.per_step for one in known]),
+    )  # fmt: skip
