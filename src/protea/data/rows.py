@@ -11,10 +11,11 @@ from torch import Tensor
 
 from protea.data.arrays import load_arrays
 from protea.data.open import open_data
+from protea.data.series import from_long
 from protea.data.tables import TABLES, read_frame
 from protea.errors import DataError
 from protea.space import Space
-from protea.spaces import Table, Vector
+from protea.spaces import Series, Table, Vector
 
 
 class FileRows(NamedTuple):
@@ -29,6 +30,7 @@ def read_rows(space: Space, data: str | Path) -> FileRows:
     """The rows of a file, a folder or an embedded set, in the order of the source.
 
     Tables and arrays of vectors come as they are, so that they may be incomplete, or lack columns; others encoded.
+    Series in a table have a row a step and a column "sequence".
 
     Raises:
         DataError: the file cannot be read or does not fit the space.
@@ -53,6 +55,15 @@ def read_rows(space: Space, data: str | Path) -> FileRows:
     if isinstance(space, Table) and path.is_file() and name.endswith((".npy", ".npz")):
         loaded = load_arrays(path, space=space)  # numbers, or a table of them
         return FileRows(space.decode(loaded.x), None, None)
+    if path.is_file() and name.endswith((".npy", ".npz")):
+        loaded = load_arrays(path, space=space)
+        return FileRows(None, loaded.x, loaded.y)
+    if isinstance(space, Series) and path.is_file() and name.endswith(TABLES):
+        frame = read_frame(path)[0]
+        if all(column in frame.columns for column in space.names):
+            frame = frame.drop(columns=[c for c in frame.columns if c not in ("sequence", *space.names)])
+        loaded = from_long(frame, "sequence", path.stem, str(path), space=space)
+        return FileRows(None, loaded.x, None)
     dataset = open_data(str(data), space=space)
     parts = (dataset.train, dataset.validation, dataset.holdout)
     order = torch.argsort(torch.cat([p.ids for p in parts]))

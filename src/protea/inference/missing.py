@@ -26,7 +26,7 @@ from protea.errors import DataError, NotSupported
 from protea.models.conditional import Conditional
 from protea.rng import Streams, fold
 from protea.space import Space
-from protea.spaces import Table, Vector
+from protea.spaces import Series, Table, Vector
 
 ROWS = 512  # conditioned at once
 ROUNDS = 50  # of drawing again what came out as missing
@@ -36,8 +36,8 @@ def encode_missing(space: Space, raw: Any) -> tuple[Tensor, Tensor]:
     """Rows with holes in canonical units (B, *event), NaN where missing, and which entries are observed.
 
     Args:
-        space: a table, whose every column may then have holes or be absent, or a vector.
-        raw: a DataFrame, or an array (B, D) with NaN.
+        space: a table, whose every column may then have holes or be absent, a vector, or series.
+        raw: a DataFrame, an array (B, D) with NaN, or a sequence of arrays (L, D) with NaN before the last known value.
 
     Raises:
         NotSupported: another kind of space. DataError: a value does not fit its column.
@@ -65,6 +65,11 @@ def encode_missing(space: Space, raw: Any) -> tuple[Tensor, Tensor]:
                 f"Expected finite points or NaN, (N, {space.event[0]}), not {tuple(x.shape)}.", "Correct it."
             )
         return x, ~x.isnan()
+    if isinstance(space, Series):
+        from protea.inference.series import known
+
+        x = space.encode(raw)
+        return x, known(space, x)
     raise NotSupported(
         f"A file of {space.kind} data cannot say which entries are missing.",
         "From Python: protea.inference.missing.impute(model, x, observed).",
@@ -82,7 +87,7 @@ def conditional(model: Model, x: Tensor, observed: Tensor) -> Conditional:
         inner = getattr(model, "inner", model)
         raise NotSupported(
             f"{type(inner).__name__} of {model.space.kind} data has no exact p(missing | observed).",
-            "Use a model that has: gmm (vectors), mixture or naive-bayes (tables).",
+            "Use a model that has: gmm (vectors), mixture or naive-bayes (tables), hmm (series).",
         )
     return found
 
