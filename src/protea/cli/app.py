@@ -26,13 +26,14 @@ from protea.cli.report import report
 from protea.cli.resume import resume
 from protea.cli.sample import sample
 from protea.cli.score import score
+from protea.cli.serve import serve
 from protea.cli.version import version
 
 PANELS = {
     "Start here": {"compare": compare, "inspect": inspect, "models": models},
     "One model": {"plan": plan, "fit": fit, "resume": resume, "sample": sample, "score": score, "eval": evaluate},
     "What a model is good for": {"classify": classify, "impute": impute, "anomaly": anomaly, "curve": curve},
-    "Language models": {"chat": chat, "import": import_, "export": export},
+    "Language models": {"chat": chat, "serve": serve, "import": import_, "export": export},
     "Housekeeping": {"report": report, "doctor": doctor, "version": version},
 }
 

@@ -29,7 +29,7 @@ EXTRAS = {
     "gguf": ("gguf",),
     "llama-cpp": ("llama_cpp",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "serve": ("llguidance",),
+    "serve": ("llguidance", "starlette", "uvicorn"),
     "lm-eval": ("lm_eval",),
 }
 PIP_NAME = {"sklearn": "scikit-learn", "PIL": "pillow", "llama_cpp": "llama-cpp-python"}

@@ -1,0 +1,1 @@
+"""The engine behind HTTP, in the protocol of OpenAI's completions and chat completions."""
