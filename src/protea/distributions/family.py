@@ -38,6 +38,26 @@ class Linear(NamedTuple):
     phi: Callable[[Tensor], Tensor | None]
 
 
+class Fused(ABC):
+    """Shares, likelihood and statistics of some members of a mixture in one compiled pass over rows x (B, *event).
+
+    log_w (members,) are the logarithms of the members' weights; rows, numbers of the rows meant, are all by default.
+    What a pass cannot do (entries unknown, no finite density) it leaves out, and names: use `density` and `expect`.
+    """
+
+    @abstractmethod
+    def expect(self, x: Tensor, log_w: Tensor, rows: Tensor | None = None) -> tuple[Stats, Tensor, Tensor | None]:
+        """The family's statistics, the sum of log p, and the numbers of rows left out (None: none)."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, log_w: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """log sum_k w_k p(x | k), (rows,), and the numbers of rows left out."""
+
+    @abstractmethod
+    def shares(self, x: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """w_k p(x | k) / p(x), (B, members), and the numbers of rows left out."""
+
+
 class Family(nn.Module, ABC):
     """K members of one kind of distribution, in float64.
 
@@ -71,6 +91,10 @@ class Family(nn.Module, ABC):
     def gathered(self, sums: Tensor, own: slice | None = None) -> Stats:
         """What `expect` returns, from sums_k = sum_b r_bk phi(x_b), (len(own), F); of families with `linear`."""
         raise NotImplementedError
+
+    def fused(self, x: Tensor, own: slice | None = None) -> Fused | None:
+        """The compiled pass for rows like x of members `own`; None where there is none, or a gradient is asked."""
+        return None
 
     @abstractmethod
     def maximise(self, stats: Stats) -> None:

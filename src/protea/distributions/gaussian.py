@@ -17,7 +17,8 @@ from torch import Tensor
 
 from protea.core import Stats
 from protea.distributions.elliptical import Elliptical
-from protea.distributions.family import Density, Linear, placed
+from protea.distributions.family import Density, Fused, Linear, placed
+from protea.distributions.fused import FusedGaussians
 from protea.distributions.natural import NATURAL, features
 from protea.rng import Streams
 
@@ -79,6 +80,10 @@ class Gaussian(Elliptical):
         s1 = placed(sums[:, terms:-1], own, self.members)
         s2 = placed(kind.unpack(sums[:, :terms], self.dim), own, self.members)
         return {"n": n, "w": n.clone(), "s1": s1, "s2": s2}
+
+    def fused(self, x: Tensor, own: slice | None = None) -> Fused | None:
+        own, means, scale = self._members(own)
+        return FusedGaussians.of(x, self.kind, self.origin, means, scale, own, self.members)
 
     def _noise(self, rng: Streams, which: Tensor) -> Tensor:
         return rng.child("noise").normal(self.dim, dtype=torch.float64).to(self.means.device)

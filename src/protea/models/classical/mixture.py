@@ -153,15 +153,29 @@ class Mixture(Normalised, Countable, Conditionable):
         if not self.classes:
             refuse_labels(cond)
         out = self.log_weights.new_empty(len(x))
-        for rows, joint in self._shares(x, cond):
-            out[rows] = torch.logsumexp(joint(x[rows], None), 1)
+        for rows, own in self._groups(x, cond):
+            fused = self.family.fused(x, own)
+            if fused is not None:
+                out[slice(None) if rows is None else rows], rows = fused.log_prob(x, self._log_weights(own), rows)
+                if rows is None:
+                    continue
+            joint = self._joint(own)
+            for part in self._chunks(x, rows, self._entries(own)):
+                out[part] = torch.logsumexp(joint(x[part], None), 1)
         return out
 
     @torch.no_grad()
     def responsibilities(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """p(member | x), (B, classes, k): clusters, and the Bayes classifier p(y | x) when summed over k."""
-        joint = self._joint(slice(0, self.groups * self.k))(x, observed)
-        return torch.softmax(joint, 1).view(-1, self.groups, self.k)
+        own = slice(0, self.groups * self.k)
+        fused = self.family.fused(x, own) if observed is None else None
+        if fused is None:
+            r = torch.softmax(self._joint(own)(x, observed), 1)
+        else:
+            r, left = fused.shares(x, self._log_weights(own))
+            if left is not None:
+                r[left] = torch.softmax(self._joint(own)(x[left], None), 1)
+        return r.view(-1, self.groups, self.k)
 
     # ---- EM ----
 
@@ -178,6 +192,14 @@ class Mixture(Normalised, Countable, Conditionable):
                 stats[PREFIX + name] = stats[PREFIX + name].add_(value) if PREFIX + name in stats else value
 
         for rows, own in self._groups(x, cond):
+            fused = self.family.fused(x, own)
+            if fused is not None:
+                found, reached, rows = fused.expect(x, self._log_weights(own), rows)
+                log_prob += reached
+                n += found["n"]
+                add(found)
+                if rows is None:
+                    continue
             fast = self._linear(own)
             sums = None if fast is None else torch.zeros_like(fast.eta)
             eta = None if fast is None else LOG2E * fast.eta
