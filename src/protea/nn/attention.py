@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from protea.errors import ConfigError
 from protea.nn.context import Context, Seen
-from protea.nn.position import RoPE
+from protea.nn.fused_layers import HeadsByHand, fuses
+from protea.nn.position import RoPE, rotate
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Seen, float | None], Tensor]
 
@@ -161,13 +162,30 @@ class GQA(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """(B, T, d_model) to the same."""
-        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+    def _project(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v (B, H, T, D), normed and turned."""
+        if fuses(x, self.q, self.k, self.v):
+            cos, sin = self._angles(x, ctx)
+            weights = self.q.weight, self.k.weight, self.v.weight
+            q, k, v = HeadsByHand.apply(x, *weights, cos, sin, self.d_head)  # type: ignore[misc]
+        else:
+            q, k, v, cos = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x)), None
         if self.qk_norm is not None:
             q, k = self.qk_norm.q(q), self.qk_norm.k(k)
-        if self.position is not None:
+        if self.position is not None and cos is None:
             q, k = self.position.share(q, ctx), self.position.share(k, ctx)
+        return q, k, v
+
+    def _angles(self, x: Tensor, ctx: Context) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin where queries and keys can be turned at once: whole heads, half-split, not normed before."""
+        if self.position is None or self.qk_norm is not None or self.position.turn is not rotate:
+            return None, None
+        cos, sin = self.position.shared_angles(x.dtype, ctx)
+        return (cos, sin) if 2 * cos.shape[-1] == self.d_head else (None, None)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """(B, T, d_model) to the same."""
+        q, k, v = self._project(x, ctx)
         (k, v), seen = ctx.remember(k, v, window=self.window)
         return self.o(self.kernel(q, k, v, seen, self.scale).transpose(1, 2).flatten(2))
 

@@ -2,23 +2,37 @@ r"""Small operations of every layer with backward passes by hand, which need hal
 
     rms_norm   y = g h, h = r x, r = (mean x^2 + eps)^(-1/2);   dx = r (a - h mean(a h)), a = g dy;   dg = sum dy h
     rotate     y = R x, half-split pairs turned by angles;      dx = R^T dy, the same turned back
+    nats       y = z - l_t, z = log sum_j e^l_j;                dl = (dy + dz) e^(l - z) - dy [j = t]
 
-Used while learning only, in eager float32; a compiler fuses the plain formulas itself. Both may be differentiated
-again.
+Used while learning only, in eager float32; a compiler fuses the plain formulas itself. On the CPU they are compiled
+kernels, one pass over memory each (`kernels/training.cpp`). All may be differentiated again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from protea.kernels import training as kernels
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether x is to be differentiated, and not by a compiler or exporter."""
+    """Whether x is to be differentiated, and not by a compiler, an exporter or a transform of functions."""
     plain = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return plain and type(x) is Tensor and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    plain = plain and type(x) is Tensor and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return plain and not torch._C._are_functorch_transforms_active()
+
+
+def again(plain: Callable[..., Any], given: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of the plain formula as functions of what was given, for a second derivative."""
+    out = plain(*given)
+    wanted = [x for x in given if x.requires_grad]
+    outs = list(out) if isinstance(out, tuple) else [out]
+    found = iter(torch.autograd.grad(outs, wanted, list(grads), create_graph=True))
+    return [next(found) if x.requires_grad else None for x in given]
 
 
 class RMSNormByHand(torch.autograd.Function):
@@ -26,16 +40,22 @@ class RMSNormByHand(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, eps: float) -> Tensor:
-        h, r = _normed(x, eps)
-        ctx.save_for_backward(x, g, h, r)
-        ctx.eps = eps
-        return h * g
+        ctx.eps, ctx.compiled = eps, kernels.ready(x, g)
+        if ctx.compiled:
+            y, r = kernels.rms_norm(x, g, eps)
+        else:
+            h, r = _normed(x, eps)
+            y = h * g
+        ctx.save_for_backward(x, g, r)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, g, h, r = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again: h and r as functions of x
-            h, r = _normed(x, ctx.eps)
+        x, g, r = ctx.saved_tensors
+        differentiable = torch.is_grad_enabled()  # to be differentiated again: h and r as functions of x
+        if ctx.compiled and not differentiable:
+            return *kernels.rms_norm_back(grads[0], x, g, r), None
+        h, r = _normed(x, ctx.eps) if differentiable else (x * r, r)
         e = grads[0] * h
         mean = (e @ g)[..., None] / g.shape[0]
         return torch.addcmul(grads[0] * g, h, mean, value=-1) * r, e.flatten(0, -2).sum(0), None
@@ -57,9 +77,50 @@ class RotateByHand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(grads[0], cos, -sin), None, None
+        return _turned(grads[0], cos, sin, -1.0), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float = 1.0) -> Tensor:
+    if not torch.is_grad_enabled() and kernels.ready(x, cos, sin) and kernels.turns(x, cos):
+        return kernels.rotate(x, cos, sin, sign)
+    half, sin = x.shape[-1] // 2, sin * sign
     return torch.addcmul(x * torch.cat((cos, cos), -1), x.roll(half, -1), torch.cat((-sin, sin), -1))
+
+
+def nats(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What each target costs, and the logits' normaliser: z - l_t (0 where t is negative) and z = logsumexp l.
+
+    Args:
+        logits: (N, V).
+        target: (N,) integers below V; a negative one is left out.
+
+    >>> y, z = nats(torch.tensor([[1.0, 1.0], [3.0, 4.0]]), torch.tensor([0, -1]))
+    >>> y.round(decimals=4).tolist()
+    [0.6930999755859375, 0.0]
+    """
+    plain = not kernels.ready(logits) or not logits.is_contiguous() or logits.shape[1] == 0
+    if plain or torch.is_autocast_enabled("cpu") or not len(target) or int(target.max()) >= logits.shape[1]:
+        return _nats(logits, target)
+    return NatsByHand.apply(logits, target.contiguous())  # type: ignore[no-any-return]
+
+
+def _nats(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    wanted = target.masked_fill(target < 0, -100)
+    return nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="none"), logits.logsumexp(-1)
+
+
+class NatsByHand(torch.autograd.Function):
+    """See `nats`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        y, z = kernels.nats(logits, target)
+        ctx.save_for_backward(logits, target, z)
+        return y, z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        logits, target, z = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(lambda l: _nats(l, target), [logits], grads)[0], None
+        return kernels.nats_back(*grads, logits, target, z), None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from protea.nn.activations import gelu_tanh
 from protea.nn.context import Context
+from protea.nn.fused_layers import KINDS, GatedByHand, fuses
 
 
 class GatedMLP(nn.Module):
@@ -32,6 +33,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
         """(..., d_model) to the same."""
+        kind = KINDS.get(self.activation)
+        if kind is not None and fuses(x, self.gate, self.up, self.down):
+            out: Tensor = GatedByHand.apply(x, self.gate.weight, self.up.weight, self.down.weight, kind)
+            return out
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 

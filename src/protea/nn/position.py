@@ -110,10 +110,15 @@ class RoPE(nn.Module):
 
     def share(self, x: Tensor, ctx: Context) -> Tensor:
         """The same at the context's positions, with angles worked out once for all layers."""
-        key = (self, x.dtype)
+        return self.apply_to(x, *self.shared_angles(x.dtype, ctx))
+
+    def shared_angles(self, dtype: torch.dtype, ctx: Context) -> tuple[Tensor, Tensor]:
+        """cos and sin at the context's positions, worked out once for all layers."""
+        key = (self, dtype)
         if key not in ctx.shared:
-            ctx.shared[key] = tuple(part.to(x.dtype) for part in self.angles(ctx.positions))
-        return self.apply_to(x, *ctx.shared[key])
+            cos, sin = self.angles(ctx.positions)
+            ctx.shared[key] = cos.to(dtype), sin.to(dtype)
+        return ctx.shared[key]
 
 
 class LearnedPositions(nn.Module):

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from protea.core import Batch, Loss, Model
+from protea.nn.fused import nats
+from protea.nn.precise import precise
 
 
 class ReadsDocuments(Protocol):
@@ -45,9 +47,9 @@ def token_losses(model: Model, rows: Tensor, begin: int, z: float = 0.0) -> tupl
     keep = (target != begin) & (target >= 0)
     apart = bool((documents != documents[:, :1]).any())
     # Rows of one document need no mask, and take the faster kernel.
-    logits = model.logits(tokens.clamp_min(0), documents=documents if apart else None).flatten(0, 1).float()
-    wanted = target.masked_fill(~keep, -100).flatten()
-    total = nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
+    logits = precise(model.logits(tokens.clamp_min(0), documents=documents if apart else None).flatten(0, 1))
+    cost, normaliser = nats(logits, target.masked_fill(~keep, -1).flatten())
+    total = cost.sum()
     if z:
-        total = total + z * (logits.logsumexp(-1).square() * keep.flatten()).sum()
+        total = total + z * (normaliser.square() * keep.flatten()).sum()
     return total, keep.sum()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protea.core import NextToken, Normalised
 from protea.errors import DataError
@@ -18,6 +18,8 @@ from protea.models.autoregressive.decoder import Decoder
 from protea.models.labels import class_frequencies, draw_labels, each_label, marginalise
 from protea.nn.cache import Cache
 from protea.nn.context import Memory
+from protea.nn.fused import nats
+from protea.nn.precise import precise
 from protea.rng import Streams
 from protea.samplers.tokens import generate
 from protea.space import Rows
@@ -65,8 +67,8 @@ class LanguageModel(Normalised, NextToken):
         if cond is None and len(self.class_prior):
             return marginalise(self.class_prior, self.log_prob(*each_label(self.class_prior, x)))
         logits = self.logits(torch.cat((self._begin(cond, len(x), x.device), x[:, :-1]), 1))
-        nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), x.flatten(), reduction="none")
-        return -nats.reshape(x.shape).sum(1)
+        cost, _ = nats(precise(logits.flatten(0, 1)), x.flatten())
+        return -cost.reshape(x.shape).sum(1)
 
     def logits(
         self, tokens: Tensor, cache: Memory | None = None, *, pad: Tensor | None = None,
