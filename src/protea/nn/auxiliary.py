@@ -1,47 +1,113 @@
 r"""Losses that layers add to that of their objective: load balance, z-loss, further tokens.
 
-A layer deep in a network knows what should be penalised, the objective knows how many items its mean is over. So the
-learner opens a list around its loss, layers append means to it, and the total becomes
+A layer deep in a network knows what should be penalised, but sees a part of the batch: some rows of a process, some
+processes of many. So it does not give a number. It gives a *term*: sums S that gradients flow through and counts C
+that none does, both of which add over rows, and the loss as a function of them that is linear in S,
 
-    L + n sum_a mean_a,
+    a = value(S, C),   value(S + S', C) = value(S, C) + value(S', C).
 
-with n the items counted: each term weighs as if it were added to the mean loss, whatever the accumulation.
+With C of the whole batch, the losses of its parts add up to the loss of the batch, and so do their gradients:
+`protea.training.layer_losses` gathers C. A mean over tokens is S / C; Switch's balance is E / n^2 sum_i c_i S_i.
+
+What else a layer measures while it learns, it hands to `defer`, with what to do with all of it after the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from torch import Tensor
 
-_TERMS: ContextVar[list[tuple[str, Tensor]] | None] = ContextVar("auxiliary_losses", default=None)
+
+class Term(NamedTuple):
+    """A loss of a layer.
+
+    Args:
+        name: for people.
+        sums: (K,), S.
+        counts: (J,), C, without a gradient.
+        value: (S, C) to the weighted loss, a scalar that is linear in S.
+    """
+
+    name: str
+    sums: Tensor
+    counts: Tensor
+    value: Callable[[Tensor, Tensor], Tensor]
+
+    def mean(self) -> Tensor:
+        """The loss, were this part the whole batch."""
+        return self.value(self.sums, self.counts)
+
+
+class Heard:
+    """What the layers said in one pass: `terms`, and `values` with what is done with those of all passes."""
+
+    def __init__(self, counted: bool = True) -> None:
+        self.terms: list[Term] = []
+        self.values: list[tuple[Tensor, Callable[[Tensor], None]]] = []
+        self.counted = counted
+        self.tell: Callable[[Term], None] = self.terms.append
+
+
+_HEARD: ContextVar[Heard | None] = ContextVar("layer_losses", default=None)
+
+
+@contextmanager
+def hearing(counted: bool = True) -> Iterator[Heard]:
+    """What layers say meanwhile. Not `counted`: the pass is one that is repeated, or of rows that are not the batch's.
+
+    >>> import torch
+    >>> with hearing() as heard:
+    ...     add_loss(Term("z", torch.tensor([6.0]), torch.tensor([4.0]), lambda S, C: 0.1 * (S / C).sum()))
+    >>> round(heard.terms[0].mean().item(), 4)
+    0.15
+    """
+    heard = Heard(counted)
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
 
 
 @contextmanager
 def auxiliary_losses() -> Iterator[list[tuple[str, Tensor]]]:
-    """The (name, weighted mean) of every term that layers add meanwhile.
+    """For loops written by hand, whose pass is the whole batch: the (name, weighted mean) of every term.
 
     >>> import torch
     >>> with auxiliary_losses() as terms:
-    ...     add_loss("z", torch.tensor(0.5))
+    ...     add_loss(Term("z", torch.tensor([6.0]), torch.tensor([4.0]), lambda S, C: (S / C).sum()))
+    ...     defer(torch.tensor([1.0, 2.0]), lambda values: print(len(values)))
+    2
     >>> terms
-    [('z', tensor(0.5000))]
+    [('z', tensor(1.5000))]
     """
-    terms: list[tuple[str, Tensor]] = []
-    token = _TERMS.set(terms)
-    try:
-        yield terms
-    finally:
-        _TERMS.reset(token)
+    means: list[tuple[str, Tensor]] = []
+    with hearing() as heard:
+        heard.tell = lambda term: means.append((term.name, term.mean()))
+        yield means
+    for values, act in heard.values:
+        act(values)
 
 
-def add_loss(name: str, mean: Tensor) -> None:
-    """Add a weighted mean, if somebody listens.
+def add_loss(term: Term) -> None:
+    """Add a loss, if somebody listens.
 
     Layers call it whenever they train, listened to or not, so that a recomputed forward pass is the same.
     """
-    terms = _TERMS.get()
-    if terms is not None:
-        terms.append((name, mean))
+    if (heard := _HEARD.get()) is not None:
+        heard.tell(term)
+
+
+def defer(values: Tensor, act: Callable[[Tensor], None]) -> None:
+    """Hand over values (N,), if somebody listens: after the step `act` gets those of the whole batch, in any order."""
+    if (heard := _HEARD.get()) is not None:
+        heard.values.append((values.detach(), act))
+
+
+def counted() -> bool:
+    """Whether this pass is one to keep counts of: it is heard for the first time."""
+    return (heard := _HEARD.get()) is None or heard.counted

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from protea.nn.context import Context
 from protea.nn.conv1d import CausalConv1d
 from protea.nn.mamba import silu, softplus, step_bias
+from protea.nn.precise import precise
 from protea.nn.scan import associative_scan
 from protea.nn.ssd import CHUNK, Decay, chunked, unchunked
 from protea.nn.ssm import restarts, without_padding
@@ -125,9 +126,9 @@ class GatedDeltaNet(nn.Module):
         """(B, T, d_model) to the same."""
         window, S = (ctx.cache.state(ctx.layer) if ctx.cache is not None else None) or (None, None)
         qkv, window = self.conv(without_padding(self.qkv(x), ctx), ctx, window)
-        q, k, v = silu(qkv).float().split(self.split, -1)
+        q, k, v = precise(silu(qkv)).split(self.split, -1)
         q, k = (unit(h.unflatten(-1, (-1, self.d_qk))) for h in (q, k))
-        a, b = self.alpha_beta(x).float().chunk(2, -1)
+        a, b = precise(self.alpha_beta(x)).chunk(2, -1)
         log_alpha = -self.A_log.exp() * softplus(a + self.dt_bias)
         y, S = gated_delta(
             q * self.d_qk**-0.5, k, v.unflatten(-1, (-1, self.d_v)), log_alpha, b.sigmoid(), S, restarts(ctx),
@@ -136,4 +137,4 @@ class GatedDeltaNet(nn.Module):
         if ctx.cache is not None:
             ctx.cache.keep(ctx.layer, window, S)
         y = (self.g * nn.functional.rms_norm(y, self.g.shape, eps=self.norm_eps)).flatten(-2)
-        return self.o((y * silu(self.gate(x).float())).to(x.dtype))
+        return self.o((y * silu(precise(self.gate(x)))).to(x.dtype))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from protea.nn.context import Context
 from protea.nn.conv1d import CausalConv1d
 from protea.nn.norm import RMSNorm
+from protea.nn.precise import precise
 from protea.nn.ssm import restarts, selective_scan, without_padding
 
 softplus, silu = nn.functional.softplus, nn.functional.silu
@@ -77,7 +78,7 @@ class Mamba(nn.Module):
         if len(self.norms):
             parts = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
         dt, B, C = parts
-        y, h = selective_scan(x, softplus(self.delta(dt).float()), -self.A_log.exp(), B, C, h, restarts(ctx))
+        y, h = selective_scan(x, softplus(precise(self.delta(dt))), -self.A_log.exp(), B, C, h, restarts(ctx))
         if ctx.cache is not None:
             ctx.cache.keep(ctx.layer, window, h)
         return self.o(torch.addcmul(y.to(x.dtype), x, self.D) * silu(z))

@@ -13,6 +13,7 @@ from protea.errors import ConfigError
 from protea.nn.context import Context
 from protea.nn.conv1d import CausalConv1d
 from protea.nn.mamba import silu, softplus, step_bias
+from protea.nn.precise import precise
 from protea.nn.ssd import CHUNK, GatedRMSNorm, ssd
 from protea.nn.ssm import restarts, without_padding
 
@@ -62,9 +63,9 @@ class Mamba2(nn.Module):
         window, S = (ctx.cache.state(ctx.layer) if ctx.cache is not None else None) or (None, None)
         z, xbc, dt = self.inp(u).split(self.split, -1)
         xbc, window = self.conv(without_padding(xbc, ctx), ctx, window)
-        x, B, C = silu(xbc).float().split(self.xbc, -1)
+        x, B, C = precise(silu(xbc)).split(self.xbc, -1)
         x, B, C = x.unflatten(-1, (-1, self.d_head)), *(v.unflatten(-1, (-1, self.d_state)) for v in (B, C))
-        delta = softplus(dt.float() + self.dt_bias).clamp(*self.step_limit)
+        delta = softplus(precise(dt) + self.dt_bias).clamp(*self.step_limit)
         y, S = ssd(C, B, x * delta[..., None], -self.A_log.exp() * delta, S, restarts(ctx), self.chunk)
         if ctx.cache is not None:
             ctx.cache.keep(ctx.layer, window, S)

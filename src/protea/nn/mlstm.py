@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.nn.context import Context
+from protea.nn.precise import precise
 from protea.nn.scan import associative_scan
 from protea.nn.ssd import CHUNK, ssd
 from protea.nn.ssm import restarts
@@ -92,7 +93,7 @@ class HeadNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(heads * d_head))
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x.float(), x.shape[-1:], eps=self.eps).flatten(-2).to(self.g.dtype) * self.g
+        return nn.functional.layer_norm(precise(x), x.shape[-1:], eps=self.eps).flatten(-2).to(self.g.dtype) * self.g
 
 
 class MLSTM(nn.Module):
@@ -134,8 +135,8 @@ class MLSTM(nn.Module):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """(B, T, d_model) to the same."""
         state = ctx.cache.state(ctx.layer) if ctx.cache is not None else None
-        q, k, v = (w(x).float().unflatten(-1, (self.n_heads, -1)) for w in (self.q, self.k, self.v))
-        i, f = self.i(x).float(), self.f(x).float()
+        q, k, v = (precise(w(x)).unflatten(-1, (self.n_heads, -1)) for w in (self.q, self.k, self.v))
+        i, f = precise(self.i(x)), precise(self.f(x))
         if (c := self.gate_cap) is not None:
             i, f = c * torch.tanh(i / c), c * torch.tanh(f / c)
         known = None if state is None else (state[0], state[1])

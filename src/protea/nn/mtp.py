@@ -19,10 +19,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from protea.nn.auxiliary import add_loss
+from protea.nn.auxiliary import Term, add_loss
 from protea.nn.block import Block
 from protea.nn.cache import Cache
 from protea.nn.context import Context
+from protea.nn.precise import precise
 
 
 class Reads(Protocol):
@@ -85,7 +86,7 @@ class MultiToken(nn.Module):
 
     def learn(self, net: Reads, tokens: Tensor, h: Tensor, ctx: Context) -> None:
         """Add lambda / D sum_k L_k, L_k the mean of -log p(u_{i+k+1}) over the positions that have one."""
-        t, losses = tokens.shape[1], []
+        t, losses, counts = tokens.shape[1], [], []
         for k, stream in enumerate(self.streams(net, tokens, h, ctx), 1):
             if t < k + 2:
                 break
@@ -96,12 +97,17 @@ class MultiToken(nn.Module):
                 keep = keep & (first == last) & (first >= 0)
             if ctx.valid is not None:
                 keep = keep & ctx.valid[:, : t - k - 1]
-            logits = net.read(stream[:, :-1]).flatten(0, 1).float()
+            logits = net.read(stream[:, :-1]).flatten(0, 1)
             wanted = target.masked_fill(~keep, -100).flatten()
-            total = nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
-            losses.append(total / keep.sum().clamp_min(1))
+            losses.append(nn.functional.cross_entropy(precise(logits), wanted, ignore_index=-100, reduction="sum"))
+            counts.append(keep.sum())
         if losses:
-            add_loss("MultiToken", self.weight * torch.stack(losses).mean())
+            sums = torch.stack(losses)
+            add_loss(Term("MultiToken", sums, torch.stack(counts).to(sums), self.value))
+
+    def value(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """lambda / D sum_k S_k / C_k."""
+        return self.weight * (sums / counts.clamp_min(1)).mean()
 
 
 class Drafter:

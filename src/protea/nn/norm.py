@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.nn.fused import RMSNormByHand, by_hand
+from protea.nn.precise import precise
 
 
 class RMSNorm(nn.Module):
@@ -29,7 +30,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if by_hand(x):
             return RMSNormByHand.apply(x, self.g, self.eps)
-        return self.g * nn.functional.rms_norm(x.float(), self.g.shape, eps=self.eps).to(x.dtype)
+        return self.g * nn.functional.rms_norm(precise(x), self.g.shape, eps=self.eps).to(x.dtype)
 
 
 class OffsetRMSNorm(nn.Module):
@@ -45,5 +46,5 @@ class OffsetRMSNorm(nn.Module):
         self.g = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = nn.functional.rms_norm(x.float(), self.g.shape, eps=self.eps)
-        return (normed * (1.0 + self.g.float())).to(x.dtype)
+        normed = nn.functional.rms_norm(precise(x), self.g.shape, eps=self.eps)
+        return (normed * (1.0 + precise(self.g))).to(x.dtype)

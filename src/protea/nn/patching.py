@@ -12,12 +12,14 @@ is known once byte t is, so patches are found while a text is written, and never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from protea.errors import ConfigError
+from protea.nn.precise import precise
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -90,4 +92,5 @@ def calibrated(score: Tensor, size: float) -> Tensor:
     """
     if not size > 1:
         raise ConfigError(f"Patches of {size} bytes on average cannot be.", "Ask for more than 1.")
-    return torch.quantile(score.float().flatten()[: 1 << 22], 1 - 1 / size)
+    ordered, place = precise(score).flatten().sort().values, (score.numel() - 1) * (1 - 1 / size)
+    return ordered[math.floor(place)].lerp(ordered[math.ceil(place)], place % 1)

@@ -1,6 +1,6 @@
 r"""Routers: which experts a token goes to, and with what weight.
 
-    logits r_t = W_r u_t in float32 (Zoph et al. 2022, "ST-MoE": lower precision makes routing unstable),
+    logits r_t = W_r u_t in float32 or finer (Zoph et al. 2022, "ST-MoE": lower precision makes routing unstable),
 
 and a *choice* turns logits into pairs of a token and an expert (`protea.nn.router_choices`). While training, a router
 counts how many tokens each expert got, and adds its balance losses (`protea.nn.router_losses`) to the objective.
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from protea.errors import ConfigError
-from protea.nn.auxiliary import add_loss
+from protea.nn.auxiliary import Term, add_loss, counted
 from protea.nn.context import Context
+from protea.nn.precise import precise
 
 
 class Routing(NamedTuple):
@@ -26,7 +27,7 @@ class Routing(NamedTuple):
     Args:
         tokens: (M,) which of the B T tokens.
         experts: (M,) which expert it goes to.
-        weights: (M,) float32, what the expert's answer is multiplied by.
+        weights: (M,) float32 or finer, what the expert's answer is multiplied by.
         scores: (B, T, E) float32, how much each token wants each expert; not negative.
         logits: (B, T, E) float32, what the scores come from; None where nothing is learnt.
         wanted: pairs before any were dropped.
@@ -40,14 +41,14 @@ class Routing(NamedTuple):
     wanted: int
 
     def counts(self, valid: Tensor | None = None) -> Tensor:
-        """(B, E) float32: tokens of each row that go to each expert; `valid` (B, T) is False where not to count."""
+        """(B, E): tokens of each row that go to each expert; `valid` (B, T) is False where not to count."""
         b, t, e = self.scores.shape
-        ones = torch.ones_like(self.weights) if valid is None else valid.flatten()[self.tokens].float()
+        ones = torch.ones_like(self.weights) if valid is None else valid.flatten()[self.tokens].to(self.weights)
         flat = self.weights.new_zeros(b * e)
         return flat.index_add(0, self.tokens // t * e + self.experts, ones.detach()).view(b, e)
 
 
-Balance = Callable[[Routing, Tensor, Tensor | None], Tensor]  # (routing, counts, valid) to a weighted mean
+Balance = Callable[[Routing, Tensor, Tensor | None], Term]  # (routing, counts, valid) to a loss
 
 
 class Router(nn.Module, ABC):
@@ -75,11 +76,12 @@ class Router(nn.Module, ABC):
         routing = self.route(x, ctx)
         if self.training:
             counts = routing.counts(ctx.valid)
-            with torch.no_grad():
-                self.load += counts.sum(0)
-                self.dropped += routing.wanted - len(routing.tokens)
+            if counted():
+                with torch.no_grad():
+                    self.load += counts.sum(0)
+                    self.dropped += routing.wanted - len(routing.tokens)
             for loss in self.losses:
-                add_loss(type(loss).__name__, loss(routing, counts, ctx.valid))
+                add_loss(loss(routing, counts, ctx.valid))
         return routing
 
 
@@ -107,7 +109,7 @@ class LearnedRouter(Router):
 
     def route(self, x: Tensor, ctx: Context) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
-            logits = nn.functional.linear(x.float(), self.weight.float())
+            logits = nn.functional.linear(precise(x), precise(self.weight))
             return self.choice(logits, ctx.valid)
 
 

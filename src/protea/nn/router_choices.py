@@ -138,7 +138,7 @@ class Affinity(nn.Module):
 
     def forward(self, logits: Tensor, valid: Tensor | None) -> Routing:
         scores = logits.sigmoid()
-        wanted = scores.detach() + self.bias.float()
+        wanted = scores.detach() + self.bias.to(scores.dtype)
         if self.groups is not None:
             wanted = wanted.masked_fill(~self.groups.allowed(wanted), -torch.inf)
         experts = wanted.topk(self.k, -1).indices

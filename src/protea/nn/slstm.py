@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from protea.nn.context import Context
 from protea.nn.conv1d import CausalConv1d
 from protea.nn.mlstm import HeadNorm
+from protea.nn.precise import precise
 from protea.nn.ssm import restarts, without_padding
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]  # h, c, n, m
@@ -139,7 +140,7 @@ class SLSTM(nn.Module):
         window, known = (None, None) if state is None else (state[0], (state[1], state[2], state[3], state[4]))
         mixed, window = self.conv(without_padding(x, ctx), ctx, window)
         gates = torch.cat((self.i_f(nn.functional.silu(mixed)), self.z_o(x)), -1)
-        h, new = slstm(gates.float().unflatten(-1, (4, self.n_heads, -1)), self.R.float(), known, restarts(ctx))
+        h, new = slstm(precise(gates).unflatten(-1, (4, self.n_heads, -1)), precise(self.R), known, restarts(ctx))
         if ctx.cache is not None:
             ctx.cache.keep(ctx.layer, window, *new)
         return self.o(self.norm(h).to(x.dtype))

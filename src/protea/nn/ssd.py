@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from protea.nn.precise import precise
 from protea.nn.scan import linear_scan
 
 CHUNK = 64
@@ -125,5 +126,5 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x and z (..., dim)."""
-        h = (x.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
+        h = (precise(x) * nn.functional.silu(precise(z))).unflatten(-1, (self.groups, -1))
         return self.g * nn.functional.rms_norm(h, h.shape[-1:], eps=self.eps).flatten(-2).to(x.dtype)

@@ -6,7 +6,8 @@ microbatches m and spread over ranks r:
     g = \nabla_\theta \sum_{r,m} L_{rm} / \sum_{r,m} n_{rm},
 
 with L the loss summed over items and n their true count: so accumulation, several processes and ragged
-token counts give the gradient of the one large batch.
+token counts give the gradient of the one large batch. Losses that layers add are the whole batch's, too
+(`protea.training.layer_losses`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 
 from protea.core import Batch, Learner, Loss, Model, Phase
 from protea.errors import ConfigError, Diverged
-from protea.nn.auxiliary import auxiliary_losses
+from protea.nn.auxiliary import hearing
 from protea.nn.dropout import dropout_noise
 from protea.training import ema as averages
 from protea.training import parallel
+from protea.training.layer_losses import Pass, accumulate, act_on
 from protea.training.muon import Muon
 from protea.training.optim import AdamW, Optimizer, OptimizerFactory, adamw
 from protea.training.precision import Precision, autocast, resolve
@@ -42,12 +44,10 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.losses = model, list(losses)
 
-    def forward(self, phase: int, batch: Batch) -> Loss:
-        with dropout_noise(batch.rng.child("dropout")), auxiliary_losses() as terms:
-            total, count = self.losses[phase](batch)
-        for _, mean in terms:
-            total = total + mean * count
-        return Loss(total, count)
+    def forward(self, phase: int, batch: Batch, counted: bool = True) -> Pass:
+        with dropout_noise(batch.rng.child("dropout")), hearing(counted) as heard:
+            loss = self.losses[phase](batch)
+        return Pass(Loss(*loss), heard.terms, heard.values)
 
 
 class Gradient(Learner):
@@ -145,14 +145,12 @@ class Gradient(Learner):
         for p in others:
             p.requires_grad_(False)
         batch = batch._replace(rng=batch.rng.child(phase.name))
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        count = torch.zeros_like(total)
-        for part, weight in self._parts(batch):
+
+        def hear(part: Batch, counted: bool) -> Pass:
             with autocast(self.dtype, self._device):
-                loss = self.objective(index, part)
-            (loss.total if weight else loss.total * 0.0).backward()
-            total += weight * loss.total.detach()
-            count += weight * torch.as_tensor(loss.count, device=self._device).detach()
+                return self.objective(index, part, counted)
+
+        total, count, measured = accumulate(hear, list(self._parts(batch)), self._device)
         for p in others:
             p.requires_grad_(True)
         norm = self._reduce(phase, total, count)
@@ -163,6 +161,7 @@ class Gradient(Learner):
         for group, base in zip(optimizer.param_groups, self._rates[index]):
             group["lr"] = base * rate
         optimizer.step()
+        act_on(measured)
         tag = "" if len(self.phases) == 1 else f"{phase.name}_"
         return {f"{tag}loss": mean, f"{tag}gradient_norm": norm, f"{tag}lr": optimizer.param_groups[0]["lr"]}
 
@@ -228,7 +227,7 @@ class Gradient(Learner):
             row = slice(i, i + 1)
             one = Batch(batch.x[row], None if batch.y is None else batch.y[row], batch.rng.take(row))
             try:
-                if not math.isfinite(float(self.objective(index, one).total.detach())):
+                if not math.isfinite(float(self.objective(index, one).loss.total.detach())):
                     bad.append(int(batch.rng.ids[i]))
             except (RuntimeError, ValueError):
                 return ""

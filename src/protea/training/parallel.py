@@ -112,6 +112,19 @@ def add_(tensors: Iterable[Tensor], group: Any = None) -> None:
             tensor.copy_(piece.view_as(tensor))
 
 
+def concatenate(held: Tensor) -> Tensor:
+    """The vectors (n_r,) of the ranks that see different rows, one after the other."""
+    if not active():
+        return held
+    group, ranks = data_group(), data_world()
+    sizes = [held.new_zeros((), dtype=torch.int64) for _ in range(ranks)]
+    dist.all_gather(sizes, held.new_tensor(len(held), dtype=torch.int64), group=group)
+    most = max(map(int, sizes))
+    parts = [held.new_empty(most) for _ in range(ranks)]
+    dist.all_gather(parts, torch.cat((held, held.new_zeros(most - len(held)))), group=group)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes)])
+
+
 def largest(value: int) -> int:
     """The maximum over ranks."""
     if not active():

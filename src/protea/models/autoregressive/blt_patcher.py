@@ -2,7 +2,9 @@ r"""The small byte model that cuts a text into patches, and learns beside the la
 
 Its own loss, -log p(x_{t+1} | x_<=t), is added to that of the whole model while training, and reaches its weights
 alone. The threshold theta follows the scores of the texts seen in training, so that patches are of the wished size on
-average; with a `threshold` given, it is that.
+average: after every step it moves towards their quantile over the whole batch, whatever processes and microbatches it
+was cut into. Before the first, texts in training are cut at their first two bytes alone. With a `threshold` given,
+theta is that.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.errors import ConfigError, nearest
-from protea.nn.auxiliary import add_loss
+from protea.nn.auxiliary import Term, add_loss, defer
 from protea.nn.block import Block
 from protea.nn.context import Context
 from protea.nn.patching import RULES, calibrated, entropy, patch_starts, shifted
@@ -85,15 +87,23 @@ class Patcher(nn.Module):
         inside = positions[:, 1:] > 0  # the bytes that follow one of their own text
         if self.training:
             nats = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-            add_loss("entropy model", (nats * inside.flatten()).sum() / inside.sum().clamp_min(1))
+            sums, counts = (nats * inside.flatten()).sum()[None], inside.sum()[None].to(nats)
+            add_loss(Term("entropy model", sums, counts, lambda S, C: (S / C.clamp_min(1)).sum()))
         H = entropy(logits.detach())
         score = RULES[self.rule](H, shifted(H))
-        if self.training and torch.is_grad_enabled() and not self.fixed and inside.any():
-            with torch.no_grad():  # a running mean, of all batches at first
-                self.seen += 1
-                new = calibrated(score[:, :-1][inside], self.size)
-                self.theta += (new - self.theta) / self.seen.clamp(max=50.0)
-        return patch_starts(score, self.theta, positions, self.longest)
+        theta = self.theta
+        if self.training and torch.is_grad_enabled() and not self.fixed:
+            defer(score[:, :-1][inside], self.calibrate)
+        if self.training and not self.fixed:
+            theta = torch.where(self.seen > 0, theta, torch.inf)
+        return patch_starts(score, theta, positions, self.longest)
+
+    @torch.no_grad()
+    def calibrate(self, scores: Tensor) -> None:
+        """Move theta towards what cuts these scores (N,) into patches of the wished size: a running mean of such."""
+        if len(scores):
+            self.seen += 1
+            self.theta += (calibrated(scores, self.size) - self.theta) / self.seen.clamp(max=50.0)
 
     def step(self, tokens: Tensor, ctx: Context, positions: Tensor, last: Cut | None) -> tuple[Tensor, Cut]:
         """The same for one byte of each text, with a memory: whether it begins a patch (B,), and what to remember."""
