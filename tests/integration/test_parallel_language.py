@@ -16,12 +16,14 @@ from protea.models.autoregressive.decoder import Decoder, init_decoder
 from protea.models.autoregressive.language import LanguageModel
 from protea.nn.attention import GQA, QKNorm
 from protea.nn.block import Block, Branch
+from protea.nn.mla import MLA, LowRank
 from protea.nn.mlp_gated import SwiGLU
 from protea.nn.moe import Experts, MoE
 from protea.nn.norm import RMSNorm
 from protea.nn.position import RoPE, rope_frequencies
 from protea.nn.router import LearnedRouter
 from protea.nn.router_choices import TopK
+from protea.nn.router_losses import SequenceBalance, SwitchBalance, ZLoss
 from protea.nn.tokens import TokenEmbedding
 from protea.objectives.likelihood import token_nll
 from protea.space import Rows
@@ -35,7 +37,8 @@ from protea.training.parallel import fsdp
 from protea.training.tensor_parallel import tensor_parallel
 
 V, T, D, STEPS = 13, 12, 16, 12
-# name to (processes, prepare, optimizer, experts, tolerance of weights and averages)
+BALANCE = (SwitchBalance(0.1), ZLoss(0.01), SequenceBalance(0.1))
+# name to (processes, prepare, optimizer, experts, tolerance of weights and averages); "mla" in it: latent attention
 KINDS = {
     "muon": (2, (), muon(0.02), 0, 1e-6),
     "muon-fsdp": (2, (fsdp(Block),), muon(0.02), 0, 1e-6),
@@ -43,20 +46,30 @@ KINDS = {
     "tp-muon": (2, (tensor_parallel(2),), muon(0.02), 0, 1e-5),
     "tp-data": (4, (tensor_parallel(2),), adamw(3e-3), 0, 1e-5),
     "tp-fsdp": (4, (tensor_parallel(2), fsdp(Block)), adamw(3e-3), 0, 1e-5),
+    "tp-mla": (2, (tensor_parallel(2),), adamw(3e-3), 0, 1e-5),
+    "tp-data-mla-compressed": (4, (tensor_parallel(2),), adamw(3e-3), 0, 1e-5),
+    "tp-fsdp-mla-experts": (4, (tensor_parallel(2), fsdp(Block)), muon(0.02), 4, 1e-5),
+    "experts": (2, (), adamw(3e-3), 4, 1e-9),
+    "experts-fsdp": (2, (fsdp(Block),), adamw(3e-3), 4, 1e-9),
     "ep": (2, (expert_parallel(),), adamw(3e-3), 4, 1e-5),
     "ep-fsdp-muon": (2, (expert_parallel(), fsdp(Block)), muon(0.02), 4, 1e-5),
 }
 
 
-def network(experts: int) -> Decoder:
-    rope = RoPE(rope_frequencies(D // 4))
+def network(kind: str) -> Decoder:
+    rope, experts = RoPE(rope_frequencies(D // 4)), KINDS[kind][3]
+
+    def attention() -> nn.Module:
+        if "mla" in kind:
+            q = LowRank(D, 6, 4 * 10) if "compressed" in kind else None
+            return MLA(D, 4, d_c=8, d_nope=6, d_rope=4, d_v=6, position=rope, q=q)
+        return GQA(D, 4, 2, position=rope, qk_norm=QKNorm(RMSNorm(D // 4), RMSNorm(D // 4)))
 
     def block() -> Block:
-        norms = QKNorm(RMSNorm(D // 4), RMSNorm(D // 4))
-        attention = GQA(D, 4, 2, position=rope, qk_norm=norms)
-        dense = SwiGLU(D, 24)
-        mixer = MoE(LearnedRouter(D, experts, TopK(2)), Experts(experts, D, 16), dense) if experts else dense
-        return Block([Branch(RMSNorm(D), attention), Branch(RMSNorm(D), mixer)])
+        mixer = dense = SwiGLU(D, 24)
+        if experts:
+            mixer = MoE(LearnedRouter(D, experts, TopK(2), BALANCE), Experts(experts, D, 16), dense)
+        return Block([Branch(RMSNorm(D), attention()), Branch(RMSNorm(D), mixer)])
 
     return init_decoder(Decoder(TokenEmbedding(V + 1, D), [block(), block()], RMSNorm(D), V))
 
@@ -64,8 +77,8 @@ def network(experts: int) -> Decoder:
 def train(kind: str, folder: Path, steps: int = STEPS, resume: bool = False) -> dict[str, Tensor]:
     """The first rank's checkpoint: weights, averages and moments."""
     torch.manual_seed(0)
-    _, prepare, optimizer, experts, _ = KINDS[kind]
-    model = LanguageModel(Tokens(T, vocabulary=V, tokenizer="ids"), network(experts).double(), T)
+    _, prepare, optimizer, *_ = KINDS[kind]
+    model = LanguageModel(Tokens(T, vocabulary=V, tokenizer="ids"), network(kind).double(), T)
     with torch.no_grad():
         for p in model.parameters():  # gains too must differ from one
             p.add_(0.1 * torch.randn_like(p))
@@ -124,7 +137,7 @@ def test_checkpoints_move_between_layouts(kind: str, tmp_path: Path) -> None:
 
 
 def test_one_process_shares_with_none() -> None:
-    net = nn.ModuleList([network(4)])
+    net = nn.ModuleList([network("ep"), network("tp-mla")])
     before = dict(net.named_parameters())
     for act in (tensor_parallel(2), expert_parallel(), fsdp(Block)):
         act(net)

@@ -1,4 +1,4 @@
-"""The scan over time against sums over every path, and against autograd through the recursion in logarithms."""
+"""The scan over time, compiled and with tensors, against sums over every path and autograd through logarithms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protea.models.markov import blocks, decode, log_scan, scan
+from protea.models.markov import blocks, compiled, decode, log_scan, scan
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.likelihood import log_likelihood
 from protea.models.markov.packed import Packed
@@ -30,8 +30,18 @@ def steps(packed: Packed, k: int, spread: float, seed: int = 1) -> Tensor:
     return spread * torch.randn(packed.total, k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(params=["compiled", "tensors"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernel, or what does without it."""
+    if request.param == "tensors":
+        monkeypatch.setattr(compiled, "ready", lambda _: False)
+    elif compiled._library() is None:
+        pytest.skip("no compiled kernels here")
+    return request.param
+
+
 @pytest.mark.parametrize("end", [False, True])
-def test_every_path_is_summed(end: bool, evidence):
+def test_every_path_is_summed(end: bool, form: str, evidence):
     """Score, posterior and best path by enumeration of all 3^T paths, T = 0 .. 8."""
     lengths = torch.tensor([3, 8, 0, 1, 6])
     packed, d = Packed(lengths, 8), chain(end=end)
@@ -39,9 +49,8 @@ def test_every_path_is_summed(end: bool, evidence):
     padded = packed.unpack(log_b)
     got = scan.smooth(log_b, d, packed)
     path, best = viterbi(log_b.clone(), d, packed)
-    filtered = packed.unpack(decode.filtered(log_b, d, packed))
-    log_p, gamma = packed.unsort(got.log_prob), packed.unpack(got.gamma)
-    path, best = packed.unpack(path, -1), packed.unsort(best)
+    filtered = packed.unpack(scan.filtered(log_b, d, packed))
+    log_p, gamma, path = got.log_prob, packed.unpack(got.gamma), packed.unpack(path, -1)
     error = 0.0
     for b, n in enumerate(lengths.tolist()):
         z = torch.tensor(list(itertools.product(range(3), repeat=n)), dtype=torch.int64).view(3**n, n)
@@ -60,7 +69,7 @@ def test_every_path_is_summed(end: bool, evidence):
         assert (path[b, n:] == -1).all() and (gamma[b, n:] == 0).all()
     evidence(
         id="TR-11", system="Hidden Markov model",
-        claim=f"score, filter, posterior, Viterbi of 5 sequences of 0 to 8 steps{', with an end state' if end else ''}",
+        claim=f"score, filter, posterior, Viterbi of 5 sequences of 0 to 8 steps{', with an end state' if end else ''}, {form}",
         reference="sum and maximum over every path", reached=error, tolerance=1e-12, unit="max abs",
     )  # fmt: skip
 
@@ -68,7 +77,7 @@ def test_every_path_is_summed(end: bool, evidence):
 @pytest.mark.parametrize("spread", [1.0, 30.0, 600.0])
 @pytest.mark.parametrize("mask", [None, BIDIAGONAL], ids=["ergodic", "left-to-right"])
 @pytest.mark.parametrize("end", [False, True])
-def test_gradients_are_expected_counts(end: bool, mask: Tensor | None, spread: float, evidence):
+def test_gradients_are_expected_counts(end: bool, mask: Tensor | None, spread: float, form: str, evidence):
     """Autograd through the plain recursion in logarithms, against one forward-backward pass; ratios up to e^2000."""
     lengths = torch.tensor([5, 40, 0, 1, 23])
     packed, d = Packed(lengths, 40), chain(mask=mask, end=end)
@@ -85,18 +94,19 @@ def test_gradients_are_expected_counts(end: bool, mask: Tensor | None, spread: f
     errors = [float(((g - w).abs() / (1 + w.abs()))[a].max()) for g, w, a in zip(got, want, allowed)]
     errors.append(float(((value - plain) / (1 + plain.abs())).detach().abs().max()))
     evidence(
-        id="TR-11", system="Hidden Markov model", claim=f"gradient of log p is the expected counts, spread {spread:g}",
+        id="TR-11", system="Hidden Markov model", claim=f"gradient of log p is the expected counts, spread {spread:g}, {form}",
         reference="autograd through the recursion in logarithms", reached=max(errors), tolerance=1e-9, unit="relative",
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("steps_", [65, 200, 1000])
+@pytest.mark.parametrize("lengths", [[65, 65], [200, 200], [1000, 1000], [200, 0, 1, 61, 137]])
 @pytest.mark.parametrize("mask", [None, BIDIAGONAL], ids=["ergodic", "left-to-right"])
-def test_blocks_give_what_a_plain_scan_gives(mask: Tensor | None, steps_: int, monkeypatch):
-    packed, d = Packed(torch.tensor([steps_] * 2), steps_), chain(mask=mask, end=True)
+def test_blocks_give_what_a_plain_scan_gives(mask: Tensor | None, lengths: list[int], monkeypatch):
+    monkeypatch.setattr(compiled, "ready", lambda _: False)
+    packed, d = Packed(torch.tensor(lengths), max(lengths)), chain(mask=mask, end=True)
     log_b = steps(packed, 3, 2.0)
-    weights = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    monkeypatch.setattr(scan.blocks, "block_length", lambda *_: 0)
+    weights = torch.linspace(0.5, 2, len(lengths), dtype=torch.float64)
+    monkeypatch.setattr(scan.blocks, "block_length", lambda *_: max(lengths))
     want, plain = scan.smooth(log_b, d, packed, weights), scan.evidence(log_b, d, packed)
     for length in (8, 16, 31):
         monkeypatch.setattr(scan.blocks, "block_length", lambda *_, length=length: length)
@@ -109,11 +119,10 @@ def test_blocks_give_what_a_plain_scan_gives(mask: Tensor | None, steps_: int, m
 def test_blocks_are_chosen_where_they_pay():
     one = Packed(torch.tensor([100_000]), 100_000)
     many = Packed(torch.full((2000,), 500), 500)
-    assert blocks.block_length(one, 4) > 0 and blocks.block_length(many, 16) == 0
-    assert blocks.block_length(Packed(torch.tensor([500, 400]), 500), 4) == 0  # of one length only
+    assert blocks.block_length(one, 4) < 10_000 and blocks.block_length(many, 16) == 500
 
 
-def test_nothing_underflows_at_100_000_steps(evidence):
+def test_nothing_underflows_at_100_000_steps(form: str, evidence):
     """log p of 1e5 steps is about -1e6 nats; the recursion in logarithms is the reference."""
     packed, d = Packed(torch.tensor([100_000]), 100_000), chain(4)
     log_b = steps(packed, 4, 3.0) - 9
@@ -122,13 +131,13 @@ def test_nothing_underflows_at_100_000_steps(evidence):
     want = log_scan.evidence(log_b[:20_000], d, Packed(torch.tensor([20_000]), 20_000))
     part = scan.evidence(log_b[:20_000], d, Packed(torch.tensor([20_000]), 20_000))
     evidence(
-        id="TR-11", system="Hidden Markov model", claim="100,000 steps without underflow; log p of the first 20,000",
+        id="TR-11", system="Hidden Markov model", claim=f"100,000 steps without underflow; log p of the first 20,000, {form}",
         reference="recursion in logarithms", reached=float(((part - want) / want).abs()), tolerance=1e-12,
         unit="relative",
     )  # fmt: skip
 
 
-def test_single_precision_is_close():
+def test_single_precision_is_close(form: str):
     packed, d = Packed(torch.full((20,), 300), 300), chain(8)
     log_b = steps(packed, 8, 3.0)
     want = scan.smooth(log_b, d, packed)
@@ -137,7 +146,7 @@ def test_single_precision_is_close():
     assert torch.allclose(got.gamma.double(), want.gamma, atol=1e-3)
 
 
-def test_paths_are_drawn_from_their_posterior():
+def test_paths_are_drawn_from_their_posterior(form: str):
     """Frequencies of whole paths against enumeration, chi-square below its 99.9 % quantile."""
     n, d = 8192, chain(end=True)
     packed, one = Packed(torch.full((n,), 3), 3), steps(Packed(torch.tensor([3]), 3), 3, 1.0)
@@ -157,7 +166,7 @@ def test_paths_are_drawn_from_their_posterior():
     assert got.sum() == n and statistic < chi2.ppf(0.999, int(often.sum()))
 
 
-def test_impossible_sequences_are_minus_infinity_never_nan():
+def test_impossible_sequences_are_minus_infinity_never_nan(form: str):
     packed, d = Packed(torch.tensor([4, 4]), 4), chain(mask=BIDIAGONAL)
     log_b = torch.zeros(packed.total, 3, dtype=torch.float64)
     log_b[packed.row == 1] = torch.tensor([-torch.inf, 0.0, -torch.inf]).double()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from protea.errors import MissingExtra
+from protea.errors import MissingExtra, ParityError
 from protea.interop.parity import Twin
 
 
@@ -31,16 +31,22 @@ def open_with_llama_cpp(path: Path) -> Twin:
     """A GGUF file, with keys and values remembered in float32.
 
     Raises:
-        MissingExtra: `llama-cpp-python` is not installed.
+        MissingExtra: `llama-cpp-python` is not installed. ParityError: llama.cpp does not open the file.
     """
     try:
         import llama_cpp
     except Exception as error:
         raise MissingExtra("llama-cpp-python", "llama-cpp", error) from None
-    model = llama_cpp.Llama(
-        str(path), n_ctx=0, n_threads=torch.get_num_threads(), logits_all=True, verbose=False,
-        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
-    )  # fmt: skip
+    try:
+        model = llama_cpp.Llama(
+            str(path), n_ctx=0, n_threads=torch.get_num_threads(), logits_all=True, verbose=False,
+            type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ParityError(
+            f"The installed llama.cpp ({llama_cpp.__version__}) cannot open the export ({error}).",
+            "The file was not kept. Try a newer llama-cpp-python, or export with --to hf or --to onnx.",
+        ) from None
 
     def last(ids: list[int]) -> torch.Tensor:
         model.reset()

@@ -50,10 +50,10 @@ class Materialised:
 
     def __call__(self, mla: MLA, q: Tensor, q_rope: Tensor, latent: Tensor, seen: Seen) -> Tensor:
         c, k_rope = latent.split((mla.d_c, mla.d_rope), -1)
-        kv = mla.kv_up(c[:, 0]).unflatten(-1, (mla.n_heads, -1)).transpose(1, 2)
+        kv = mla.kv_up(c[:, 0]).unflatten(-1, (-1, mla.d_nope + mla.d_v)).transpose(1, 2)  # of the heads held here
         k, v = kv.split((mla.d_nope, mla.d_v), -1)
         q = torch.cat((q, q_rope), -1)
-        k = torch.cat((k, k_rope.expand(-1, mla.n_heads, -1, -1)), -1)
+        k = torch.cat((k, k_rope.expand(-1, k.shape[1], -1, -1)), -1)
         if mla.d_v < q.shape[-1]:  # fused kernels want values as wide as keys
             v = nn.functional.pad(v, (0, q.shape[-1] - mla.d_v))
         return self.kernel(q, k, v, seen, mla.scale)[..., : mla.d_v]
@@ -164,7 +164,8 @@ class MLA(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """(B, T, d_model) to the same."""
-        q, q_rope = self.q(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2).split((self.d_nope, self.d_rope), -1)
+        q = self.q(x).unflatten(-1, (-1, self.d_nope + self.d_rope)).transpose(1, 2)
+        q, q_rope = q.split((self.d_nope, self.d_rope), -1)
         c, k_rope = self.kv_down(x).split((self.d_c, self.d_rope), -1)
         q_rope, k_rope = self.position.share(q_rope, ctx), self.position.share(k_rope[:, None], ctx)
         (latent,), seen = ctx.remember(torch.cat((self.norm(c)[:, None], k_rope), -1))

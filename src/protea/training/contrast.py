@@ -20,6 +20,7 @@ from protea.core import Batch, Learner, Model
 from protea.errors import Diverged
 from protea.models.boltzmann.boltzmann import Boltzmann
 from protea.models.boltzmann.machine import Machine, State
+from protea.models.boltzmann.products import ascend, square
 from protea.objectives.contrastive_divergence import Negative, PersistentChains
 from protea.training import ema as averages
 from protea.training import parallel
@@ -90,26 +91,19 @@ class Contrast(Learner):
         if stage == 0 and isinstance(self.negative, PersistentChains):
             self.model.particles = negative["h"].float()
         rate = self.rate * self.schedule(self.steps, self.horizon)
-        square = 0.0
-        for name, gradient in difference.items():
-            p, v = self.params[name], self.velocity[name]
-            square += float(gradient.norm()) ** 2
-            if self.decay and p.ndim == 2:
-                gradient.sub_(p, alpha=self.decay)
-            if self.clip is not None:
-                gradient.clamp_(-self.clip, self.clip)
-            if self.momentum:
-                gradient = v.mul_(self.momentum).add_(gradient)
-            p.add_(gradient, alpha=rate)
-        if not math.isfinite(square):
+        norm = math.sqrt(sum(square(g) for g in difference.values()))
+        if not math.isfinite(norm):
             raise Diverged(
-                f"The phases of the {type(self.model).__name__} differ by {square} at step {self.steps}.",
+                f"The phases of the {type(self.model).__name__} differ by {norm} at step {self.steps}.",
                 "The weights before this step and the last checkpoint are kept. Lower the learning rate.",
             )
+        for name, g in difference.items():
+            p = self.params[name]
+            ascend(p, g, self.velocity[name], rate, self.momentum, self.decay if p.ndim == 2 else 0.0, self.clip)
         self.steps += 1
         if self.ema:
             self.ema.update()
-        return {"gradient_norm": math.sqrt(square), "lr": rate}
+        return {"gradient_norm": norm, "lr": rate}
 
     def _difference(self, machine: Machine, positive: State, negative: State) -> dict[str, Tensor]:
         """< -dE/dtheta >_data - < -dE/dtheta >_chains over all ranks, in one pass: the two phases are rows of one

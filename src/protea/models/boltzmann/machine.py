@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from protea.models.boltzmann.products import flip
 from protea.models.boltzmann.units import Beta, Units
 from protea.models.estimated import Partition
 from protea.rng import Streams, fold
@@ -92,8 +93,8 @@ class Bipartite(Machine):
                 continue
             u = units.draw(units.pull(h), rng, beta)
             new[name] = u if held is None else torch.where(held[1], held[0], u)
-        mean = torch.sigmoid(self.field(new, beta))
-        return {**new, "mean": mean, "h": rng.bernoulli(mean)}
+        mean, h = flip(self.field(new, beta), rng)
+        return {**new, "mean": mean, "h": h}
 
     def awaken(self, state: State, rng: Streams) -> State:
         return {**state, "h": rng.bernoulli(state["mean"])}
@@ -177,6 +178,6 @@ class Bipartite(Machine):
                 pull = units.pull(h)
                 log_ratio += (units.log_norm(pull, b1) - units.log_norm(pull, b0)).sum(1)
                 outer[name] = units.draw(pull, rng, b1)
-            return log_ratio, rng.bernoulli(torch.sigmoid(self.field(outer, b1)))
+            return log_ratio, flip(self.field(outer, b1), rng)[1]
 
         return step

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protea.errors import ConfigError, DataError
+from protea.models.boltzmann.products import columns, flip, outer, rows
 from protea.rng import Streams, fold
 
 Beta = float | Tensor
@@ -65,11 +66,11 @@ class Units(nn.Module, ABC):
 
     def pull(self, h: Tensor) -> Tensor:
         """W h, what the centre (B, centre) asks of these units, (B, size)."""
-        return h @ self.weight.T
+        return columns(h, self.weight)
 
     def push(self, u: Tensor) -> Tensor:
         """s(u) W, what these units (B, size) ask of the centre, (B, centre)."""
-        return u @ self.weight
+        return rows(u, self.weight)
 
     @abstractmethod
     def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
@@ -97,7 +98,7 @@ class Units(nn.Module, ABC):
 
     def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Sums over rows of -dE/d(parameter) by name, each row times its weight (B,); u or h may be means."""
-        return {"weight": u.T @ (weight[:, None] * h), "bias": weight @ u}
+        return {"weight": outer((u, h, weight)), "bias": weight @ u}
 
     def redraw(self, seed: int, tag: str) -> None:
         """New small random weights."""
@@ -128,9 +129,9 @@ class Binomial(Units):
         return self.trials * softplus(self.logits(pull, beta))
 
     def draw(self, pull: Tensor, rng: Streams, beta: Beta = 1.0) -> Tensor:
-        p = torch.sigmoid(self.logits(pull, beta))
         if self.trials == 1:
-            return rng.bernoulli(p)
+            return flip(self.logits(pull, beta), rng)[1]
+        p = torch.sigmoid(self.logits(pull, beta))
         return rng.bernoulli(p[:, None].expand(-1, self.trials, -1)).sum(1)
 
     def mean(self, pull: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ class Levels(Units):
         return (self.base + beta * (self.bias - self.base + pull)).reshape(-1, self.size, self.levels)
 
     def push(self, u: Tensor) -> Tensor:
-        return self.one_hot(u) @ self.weight
+        return rows(self.one_hot(u), self.weight)
 
     def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
         return torch.logsumexp(self.logits(pull, beta), 2)

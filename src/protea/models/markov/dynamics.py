@@ -12,7 +12,7 @@ from torch import Tensor
 class Dynamics:
     """Probabilities of a chain over K emitting states: start pi (K,), transition A (K, K), and the end factors e.
 
-    `last` is None where a sequence may end anywhere at no cost, (K,) where all pay alike, or (B, K) in sorted order.
+    `last` is None where a sequence may end anywhere at no cost, (K,) where all pay alike, or (B, K).
     """
 
     start: Tensor
@@ -25,13 +25,11 @@ class Dynamics:
         return float(low if self.last is None or not self.last.numel() else torch.minimum(low, self.last.min()))
 
     def factor(self, final: Tensor) -> Tensor:
-        """e of sorted sequences whose last alpha is `final` (B', K), in that shape."""
-        if self.last is None:
-            return torch.ones_like(final)
-        return (self.last if self.last.ndim == 1 else self.last[: len(final)]).expand_as(final)
+        """e of sequences whose last alpha is `final` (B, K), in that shape."""
+        return torch.ones_like(final) if self.last is None else self.last.expand_as(final)
 
     def only(self, which: Tensor) -> Dynamics:
-        """Those of some of the sorted sequences."""
+        """Those of some of the sequences."""
         last = self.last[which] if self.last is not None and self.last.ndim == 2 else self.last
         return Dynamics(self.start, self.transition, last)
 
@@ -40,8 +38,8 @@ class Dynamics:
 class Posterior:
     """What forward-backward gives, weighted by the sequences' weights g where some were given.
 
-    log_prob (B,) sorted, without g; gamma (N, K); start, transition, last: derivatives of \\sum_b g_b log p(x_b) with
-    respect to pi (K,), A (K, K) and e ((B', K) of each sequence with a step), zero where the probability is zero.
+    log_prob (B,), without g; gamma (N, K); start, transition, last: derivatives of \\sum_b g_b log p(x_b) with respect
+    to pi (K,), A (K, K) and e (B, K) of each sequence, zero where the probability is zero.
     """
 
     log_prob: Tensor

@@ -15,11 +15,9 @@ from torch import Tensor
 from protea.core import Stats
 from protea.distributions.covariance import CHUNK
 from protea.distributions.family import Family
-from protea.models.markov.memory import columns
-from protea.models.markov.packed import Steps
 
 
-def chunks(emission: Family, rows: Tensor | Steps, width: int = 0) -> Iterator[slice]:
+def chunks(emission: Family, rows: Tensor, width: int = 0) -> Iterator[slice]:
     """Slices of packed steps (N, *event); `width` is the number of entries that a step takes, if that is known."""
     width = width or max(emission.members * emission.width, math.prod(emission.event))
     size = max(256, CHUNK * torch.get_num_threads() // width)
@@ -28,32 +26,32 @@ def chunks(emission: Family, rows: Tensor | Steps, width: int = 0) -> Iterator[s
 
 
 def log_b(
-    emission: Family, rows: Tensor | Steps, dtype: torch.dtype, observed: Tensor | None = None,
+    emission: Family, rows: Tensor, dtype: torch.dtype, observed: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """log b (N, K) of packed steps; differentiable. By columns where no gradient is asked for, in `out` if given."""
+    """log b (N, K) of packed steps; differentiable. In `out`, if given, where no gradient is asked for."""
     if not len(rows):
         return torch.zeros(0, emission.members, dtype=dtype, device=rows.device)
     if torch.is_grad_enabled():
         density = emission.density()
         seen = (None if observed is None else observed[i] for i in chunks(emission, rows))
         return torch.cat([density(rows[i], o).to(dtype) for i, o in zip(chunks(emission, rows), seen)])
-    out = columns(len(rows), emission.members, dtype, rows.device) if out is None else out
+    out = torch.empty(len(rows), emission.members, dtype=dtype, device=rows.device) if out is None else out
     linear, density = emission.linear() if observed is None else None, None
     for i in chunks(emission, rows, 0 if linear is None else max(linear.eta.shape)):
         phi = None if linear is None else linear.phi(rows[i])
         if linear is not None and phi is not None:
             if linear.eta.dtype == dtype:
-                torch.mm(linear.eta, phi, out=out[i].T)
+                torch.mm(phi.T, linear.eta.T, out=out[i])
             else:
-                out[i] = (linear.eta @ phi).T
+                out[i] = phi.T @ linear.eta.T
             continue
         density = emission.density() if density is None else density
         out[i] = density(rows[i], None if observed is None else observed[i])
     return out
 
 
-def statistics(emission: Family, rows: Tensor | Steps, gamma: Tensor, dtype: torch.dtype) -> Stats:
+def statistics(emission: Family, rows: Tensor, gamma: Tensor, dtype: torch.dtype) -> Stats:
     """The emissions' statistics under weights gamma (N, K), in float64; `dtype` is the emissions' own."""
     stats: Stats = {}
 

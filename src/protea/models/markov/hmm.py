@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,8 +38,7 @@ from protea.models.markov.conditional import ConditionalMarkov
 from protea.models.markov.dynamics import Dynamics, Posterior
 from protea.models.markov.lengths import Lengths
 from protea.models.markov.likelihood import log_likelihood
-from protea.models.markov.memory import borrowed
-from protea.models.markov.packed import Packed, Steps, known
+from protea.models.markov.packed import Packed, known
 from protea.models.markov.start import begin
 from protea.models.markov.viterbi import viterbi
 from protea.rng import Streams, fold
@@ -138,22 +136,20 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         return Dynamics(d.start, d.transition, torch.where(cut, 1.0, d.last))
 
     def _evidence(self, packed: Packed) -> Tensor:
-        """log p(L) (B,) sorted, or of an empty sequence where the chain decides; 0 where lengths are given."""
+        """log p(L) (B,), or of an empty sequence where the chain decides; 0 where lengths are given."""
         if self.lengths is not None:
             return self.lengths.log_p[packed.lengths]
         out = torch.zeros(packed.count, dtype=torch.float64, device=packed.lengths.device)
         return torch.where(packed.lengths == 0, self.chain.empty().log(), out) if self.chain.ends else out
 
-    @contextmanager
     def _prepared(
         self, x: Tensor, states: Tensor | None, lengths: Tensor | None
-    ) -> Iterator[tuple[Packed, Steps, Tensor, Dynamics]]:
-        """The layout, the packed steps, their log b in memory that is only lent, and the chain's probabilities."""
+    ) -> tuple[Packed, Tensor, Tensor, Dynamics]:
+        """The layout, the packed steps, their log b, and the chain's probabilities."""
         packed = self.layout(x, lengths)
-        rows = Steps(packed, x)
-        with borrowed(packed.total, self.states, self.precision, x.device) as space:
-            log_b = emitted.log_b(self.emission, rows, self.precision, out=space)
-            yield packed, rows, self._known(log_b, packed, x, states), self._dynamics(packed)
+        rows = packed.pack(x)
+        log_b = self._known(self._log_b(rows), packed, x, states)
+        return packed, rows, log_b, self._dynamics(packed)
 
     def _known(self, log_b: Tensor, packed: Packed, x: Tensor, states: Tensor | None) -> Tensor:
         """log b with -inf for all states but the one that is known."""
@@ -180,12 +176,9 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         out: list[Tensor] = []
         for i in self._turns(x):
             given = (None if v is None else v[i] for v in (states, lengths))
-            with self._prepared(x[i], *given) as (packed, _, log_b, dynamics):
-                if torch.is_grad_enabled():
-                    log_p = log_likelihood(log_b, dynamics, packed)
-                else:
-                    log_p = scan.evidence(log_b, dynamics, packed, log_b)
-            out.append(packed.unsort(log_p + self._evidence(packed)))
+            packed, _, log_b, dynamics = self._prepared(x[i], *given)
+            score = log_likelihood if torch.is_grad_enabled() else scan.evidence
+            out.append(score(log_b, dynamics, packed) + self._evidence(packed))
         return torch.cat(out)
 
     def _turns(self, x: Tensor) -> Iterator[slice]:
@@ -204,8 +197,8 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
     @torch.no_grad()
     def posterior(self, x: Tensor, *, states: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """gamma: p(z_t = k | x), (B, T', K); zero beyond the end."""
-        with self._prepared(x, states, lengths) as (packed, _, log_b, dynamics):
-            return packed.unpack(scan.smooth(log_b, dynamics, packed, None, log_b).gamma)
+        packed, _, log_b, dynamics = self._prepared(x, states, lengths)
+        return packed.unpack(scan.smooth(log_b, dynamics, packed, None, log_b).gamma)
 
     @torch.no_grad()
     def decode(self, x: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -213,16 +206,16 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
 
         Ways through silent states between two states that emit are summed (in a profile there is only one).
         """
-        with self._prepared(x, None, lengths) as (packed, _, log_b, dynamics):
-            path, log_p = viterbi(log_b, dynamics, packed)
-        return packed.unpack(path, -1), packed.unsort(log_p + self._evidence(packed))
+        packed, _, log_b, dynamics = self._prepared(x, None, lengths)
+        path, log_p = viterbi(log_b, dynamics, packed)
+        return packed.unpack(path, -1), log_p + self._evidence(packed)
 
     @torch.no_grad()
     def sample_paths(self, x: Tensor, *, rng: Streams, lengths: Tensor | None = None) -> Tensor:
         """A path drawn from p(z | x), (B, T'), -1 beyond the end; row i uses stream i."""
-        with self._prepared(x, None, lengths) as (packed, _, log_b, dynamics):
-            u = packed.pack(rng.child("path").uniform(x.shape[1], dtype=torch.float64))
-            return packed.unpack(decode.sample_paths(u, log_b, dynamics, packed), -1)
+        packed, _, log_b, dynamics = self._prepared(x, None, lengths)
+        u = packed.pack(rng.child("path").uniform(x.shape[1], dtype=torch.float64))
+        return packed.unpack(decode.sample_paths(u, log_b, dynamics, packed), -1)
 
     # ---- Baum-Welch ----
 
@@ -244,14 +237,10 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
 
     def _expect(self, x: Tensor, states: Tensor | None, lengths: Tensor | None, weights: Tensor | None) -> Stats:
         g = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
-        with (
-            self._prepared(x, states, lengths) as (packed, rows, log_b, dynamics),
-            borrowed(*log_b.shape, log_b.dtype, log_b.device) as space,
-        ):
-            g = packed.sort(g)
-            p = scan.smooth(log_b, dynamics, packed, None if weights is None else g, log_b, space)
-            stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
-            found = emitted.statistics(self.emission, rows, p.gamma, self._emission_dtype())
+        packed, rows, log_b, dynamics = self._prepared(x, states, lengths)
+        p = scan.smooth(log_b, dynamics, packed, None if weights is None else g, log_b)
+        stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
+        found = emitted.statistics(self.emission, rows, p.gamma, self._emission_dtype())
         log_p = p.log_prob + self._evidence(packed)
         stats["log_prob"] = torch.where(g > 0, g * log_p, 0.0).sum()
         if self.lengths is not None:
@@ -259,7 +248,7 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         return stats | {f"emission/{name}": value for name, value in found.items()}
 
     def _steps(self, p: Posterior, g: Tensor, packed: Packed) -> Tensor:
-        running = packed.lengths[: packed.first] < self.steps  # their end was seen, not cut
+        running = packed.lengths < self.steps  # their end was seen, not cut
         end = p.last[running].double().sum(0)
         none = torch.where(packed.lengths == 0, g, 0.0).sum() if self.chain.ends else g.new_zeros(())
         none = torch.where(none > 0, none / self.chain.empty(), 0.0)

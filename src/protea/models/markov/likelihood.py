@@ -32,16 +32,12 @@ class _LogLikelihood(torch.autograd.Function):
         log_b, start, transition, *rest = ctx.saved_tensors
         last = rest[0] if rest else None
         p = scan.smooth(log_b, Dynamics(start, transition, last), ctx.packed, grad[0])
-        by_end = None
-        if last is not None:
-            by_end = p.last.sum(0) if last.ndim == 1 else torch.zeros_like(last)
-            if last.ndim == 2:
-                by_end[: len(p.last)] = p.last
+        by_end = None if last is None else p.last.sum(0) if last.ndim == 1 else p.last
         return p.gamma, p.start, p.transition, by_end, None
 
 
 def log_likelihood(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
-    """log p(x) (B,) sorted, in nats, of packed log b (N, K); differentiable once in log b, pi, A and e."""
+    """log p(x) (B,), in nats, of packed log b (N, K); differentiable once in log b, pi, A and e."""
     out = _LogLikelihood.apply(log_b, dynamics.start, dynamics.transition, dynamics.last, packed)
     assert isinstance(out, Tensor)
     return out

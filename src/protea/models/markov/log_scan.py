@@ -3,7 +3,8 @@ r"""Forward and backward over time with logarithms: slow, and exact whatever the
     log alpha_t(j) = log b_t(j) + logsumexp_i (log alpha_{t-1}(i) + log A_ij),     and likewise backwards
 
 It costs K^2 exponentials a step, where the scaled recursion (`scan.py`) costs none. That one asks for this where it may
-have lost a path. A sequence of probability zero gets log p = -inf and statistics of zero.
+have lost a path. A sequence of probability zero gets log p = -inf and statistics of zero. All sequences are stepped to
+the end of the longest; one that has ended keeps its last alpha.
 """
 
 from __future__ import annotations
@@ -22,58 +23,55 @@ def _sum(v: Tensor, dim: int) -> Tensor:
     return (v - top).exp().sum(dim).log() + top.squeeze(dim)
 
 
-def log_alpha(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> list[Tensor]:
-    """log alpha of each step, (n_t, K); differentiable."""
-    log_a, parts = dynamics.transition.log(), log_b.split(packed.active)
-    out: list[Tensor] = []
-    for b_t in parts:
-        if not out:
-            out.append(b_t + dynamics.start.log())
-        else:
-            out.append(b_t + _sum(out[-1][: len(b_t), :, None] + log_a, 1))
-    return out
+def log_alpha(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
+    """log alpha of each step, (T, B, K); differentiable."""
+    log_a, out = dynamics.transition.log(), []
+    for b_t, going in zip(packed.unpack(log_b).unbind(1), packed.running.unbind(1)):
+        now = b_t + dynamics.start.log() if not out else b_t + _sum(out[-1][:, :, None] + log_a, 1)
+        out.append(torch.where(going[:, None], now, out[-1]) if out else now)
+    return torch.stack(out) if out else log_b.new_zeros(0, packed.count, log_b.shape[1])
+
+
+def _evidence(alpha: Tensor, dynamics: Dynamics, packed: Packed) -> tuple[Tensor, Tensor]:
+    """log p (B,), and log e (B, K)."""
+    final = alpha[-1] if len(alpha) else alpha.sum(0)
+    log_e = dynamics.factor(final).log()
+    return torch.where(packed.lengths > 0, _sum(final + log_e, 1), 0.0), log_e
 
 
 def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
-    """log p (B,) sorted; differentiable by autograd, step by step."""
-    alpha = torch.cat(log_alpha(log_b, dynamics, packed)) if packed.active else log_b
-    final = alpha[packed.last]
-    log_p = _sum(final + dynamics.factor(final).log(), 1)
-    return torch.cat((log_p, log_p.new_zeros(packed.count - len(final))))
+    """log p (B,); differentiable by autograd, step by step."""
+    return _evidence(log_alpha(log_b, dynamics, packed), dynamics, packed)[0]
 
 
 @torch.no_grad()
 def smooth(log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None) -> Posterior:
     """Forward-backward in float64; see `scan.smooth`."""
     last = None if dynamics.last is None else dynamics.last.double()
-    dynamics = Dynamics(dynamics.start.double(), dynamics.transition.double(), last)
-    log_b, start, transition = log_b.double(), dynamics.start, dynamics.transition
-    alpha = log_alpha(log_b, dynamics, packed)
-    log_a = transition.log()
-    n, k = packed.first, len(start)
-    final = torch.cat(alpha)[packed.last] if alpha else log_b
-    end = dynamics.factor(final).log()
-    log_p = _sum(final + end, 1)
-    alive = log_p > -torch.inf
-    g = alive.double() if weights is None else torch.where(alive, weights[:n].double(), 0.0)
+    dynamics, log_b = Dynamics(dynamics.start.double(), dynamics.transition.double(), last), log_b.double()
+    alpha, log_a = log_alpha(log_b, dynamics, packed), dynamics.transition.log()
+    log_p, log_e = _evidence(alpha, dynamics, packed)
+    alive = (log_p > -torch.inf) & (packed.lengths > 0)
+    g = alive.double() if weights is None else torch.where(alive, weights.double(), 0.0)
     norm = torch.where(alive, log_p, 0.0)[:, None]
-    gamma: list[Tensor] = [log_b[:0]] * len(alpha)
-    pairs = log_b.new_zeros(k, k)
-    parts, w, going = log_b.split(packed.active), log_b[:0], 0
+    gamma, pairs, w, b, running = alpha.clone(), torch.zeros_like(log_a), log_e, packed.unpack(log_b), packed.running
     for t in range(len(alpha) - 1, -1, -1):
-        here = packed.active[t]
-        beta = end[:here].clone()
-        if going:
-            beta[:going] = _sum(w[:, None, :] + log_a, 2)
-            xi = (alpha[t][:going, :, None] + log_a + w[:, None, :] - norm[:going, :, None]).exp()
-            pairs += (xi * g[:going, None, None]).sum(0)
-        gamma[t] = (alpha[t] + beta - norm[:here]).exp() * g[:here, None]
-        w, going = parts[t] + beta, here
-    first = gamma[0].sum(0) if gamma else torch.zeros_like(start)
+        beta = log_e
+        if t + 1 < len(alpha):
+            going = running[:, t + 1, None]
+            beta = torch.where(going, _sum(w[:, None, :] + log_a, 2), log_e)
+            xi = (alpha[t][:, :, None] + log_a + w[:, None, :] - norm[:, :, None]).exp()
+            pairs += torch.where(going[:, :, None], xi * g[:, None, None], 0.0).sum(0)
+        gamma[t] = (alpha[t] + beta - norm).exp() * g[:, None]
+        w = b[:, t] + beta
+    final = alpha[-1] if len(alpha) else log_e
+    gamma = packed.pack(gamma.transpose(0, 1))
+    first = gamma[packed.first].sum(0)
+    at_last = torch.where(torch.isneginf(log_e) | ~alive[:, None], 0.0, (final - norm).exp() * g[:, None])
     return Posterior(
-        log_prob=torch.cat((log_p, log_p.new_zeros(packed.count - n))),
-        gamma=torch.cat(gamma) if gamma else log_b,
-        start=torch.where(start > 0, first / start, 0.0),
-        transition=torch.where(transition > 0, pairs / transition, 0.0),
-        last=torch.where(torch.isneginf(end), 0.0, (final - norm).exp() * g[:, None]),
+        log_prob=log_p,
+        gamma=gamma,
+        start=torch.where(dynamics.start > 0, first / dynamics.start, 0.0),
+        transition=torch.where(dynamics.transition > 0, pairs / dynamics.transition, 0.0),
+        last=at_last,
     )

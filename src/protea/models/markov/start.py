@@ -12,8 +12,6 @@ The chain starts from the steps that these weights take, with a pseudo-count for
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -44,7 +42,7 @@ def begin(emission: Family, chain: Chain, rows: Rows, packed: Packed, seed: int)
         seen = ~flat.isnan()
         mean = torch.where(seen, flat, 0.0).sum(0) / seen.sum(0).clamp(min=1)
         spread = torch.where(seen, flat - mean, 0.0).square().mean(0).sqrt().clamp(min=1e-12)
-        ids = packed.sort(rows.ids)[packed.row] * packed.steps + packed.step
+        ids = rows.ids[packed.row] * packed.steps + packed.step
         r = one_hot(kmeans(torch.where(seen, (flat - mean) / spread, 0.0), ids, k, fold(seed, "states"))[1], k).double()
     else:
         flat = x.reshape(len(x), -1)
@@ -63,9 +61,8 @@ def begin(emission: Family, chain: Chain, rows: Rows, packed: Packed, seed: int)
 
 def _company(of: Tensor, codes: int, packed: Packed) -> Tensor:
     """(codes, 2 codes): square roots of the frequencies of what follows each code, and of what precedes it."""
-    pairs = torch.zeros(codes * codes, dtype=torch.float64, device=of.device)
-    for now, after in pairwise(of.split(packed.active)):
-        pairs += torch.bincount(now[: len(after)] * codes + after, minlength=codes * codes)
+    now = packed.followed
+    pairs = torch.bincount(of[now] * codes + of[now + 1], minlength=codes * codes).double()
     pairs = pairs.view(codes, codes)
     both = torch.cat((pairs, pairs.T), 1)
     return (both / both.sum(1, keepdim=True).clamp(min=1)).sqrt()
@@ -81,13 +78,9 @@ def _only_on(chain: Chain) -> bool:
 def _begin_chain(chain: Chain, r: Tensor, packed: Packed) -> None:
     if chain.silent:
         return
-    first = r[: packed.first].sum(0)
-    parts = r.split(packed.active)
-    pairs = r.new_zeros(chain.states, chain.states)
-    for now, after in pairwise(parts):
-        pairs += now[: len(after)].T @ after
+    now = packed.followed
     n = torch.zeros_like(chain.logits)
-    n[0, :-1], n[1:, :-1] = first, pairs
+    n[0, :-1], n[1:, :-1] = r[packed.first].sum(0), r[now].T @ r[now + 1]
     if chain.ends:
         n[1:, -1] = r[packed.last].sum(0)
     chain.maximise(n + chain.mask)
