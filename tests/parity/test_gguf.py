@@ -10,8 +10,8 @@ import torch
 from protea.errors import NotSupported, ParityError
 from protea.interop.export import _gguf, export
 from protea.interop.gguf_kinds import KINDS, interleave_rows
-from protea.interop.readers import open_with_llama_cpp
 from protea.interop.gguf_tokens import vocabulary_of
+from protea.interop.readers import open_with_llama_cpp
 from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
 from protea.nn.position import interleaved
 from protea.spaces import Tokens
@@ -21,10 +21,18 @@ NAMES = [a.name for a in ARCHITECTURES.values() if a.hf is not None and a.hf.mod
 
 
 AS_THERE = {"cohere2": {"layers": 4}, "qwen2-moe": {"normalise": False}}  # what llama.cpp fixes
-YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "mscale_all_dim": 1.0, "mscale": 1.0}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+}
 VARIANTS = [
     ("deepseek-v2", {"q_rank": 16}),
-    ("deepseek-v2", {"layers": 27}),  # by its depth a lite one: queries are not compressed
+    pytest.param(
+        "deepseek-v2", {"layers": 27}, marks=pytest.mark.slow
+    ),  # by its depth a lite one: queries are not compressed
     ("deepseek-v3", {"q_rank": 16, "interleave": False, "n_groups": 4, "top_groups": 2}),
     ("deepseek-v3", {"n_ahead": 1, "n_dense": 0, "scale": 2.5, "normalise": False, "rope_scaling": YARN}),
     ("jamba", {"layers": 4, "n_experts": 4}),
@@ -117,7 +125,7 @@ def test_rows_of_each_head_are_interleaved():
         ("mamba2", {"n_groups": 2}, "each group"),
         ("deepseek-v2", {"n_groups": 4, "top_groups": 2}, "best two"),
         ("deepseek-v3", {"n_shared": 0}, "shared expert"),
-        ("deepseek-v3", {"layers": 26, "q_rank": 8}, "lite"),
+        ("deepseek-v3", {"layers": 26, "q_rank": 8}, "plain queries"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(name, over, match, tmp_path):

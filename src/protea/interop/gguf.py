@@ -68,7 +68,9 @@ def write_gguf(
         _tokens(writer, vocabulary, gguf)
         writer.add_vocab_size(len(vocabulary.tokens))
         for theirs, tensor in converted.items():
-            stem, suffix = next(((theirs[: -len(s)], s) for s in (".weight", ".bias") if theirs.endswith(s)), (theirs, ""))
+            stem, suffix = next(
+                ((theirs[: -len(s)], s) for s in (".weight", ".bias") if theirs.endswith(s)), (theirs, "")
+            )
             ours = names.get_name(stem)
             if ours is None:
                 raise NotSupported(f"GGUF has no place for the tensor {theirs}.", "Export with --to hf instead.")

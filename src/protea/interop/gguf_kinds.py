@@ -1,4 +1,4 @@
-"""What GGUF says of each architecture that llama.cpp has: its sizes, and its tensors where they differ from the folder's.
+"""What GGUF says of the architectures llama.cpp has: sizes, and tensors where they differ from the folder's.
 
     Llama            query and key rows in the interleaved order of the rotary pairs
     GPT-2            matrices transposed
@@ -143,7 +143,7 @@ def _deepseek(tensors: Tensors, c: Config) -> Tensors:
     """Layers past the last are those that look ahead: llama.cpp's greedy text does without them."""
     if c["q_lora_rank"] is not None and c["num_hidden_layers"] in LITE:
         raise NotSupported(
-            f"llama.cpp takes a DeepSeek of {c['num_hidden_layers']} layers for a lite one, without compressed queries.",
+            f"llama.cpp takes a DeepSeek of {c['num_hidden_layers']} layers for one of plain queries.",
             INSTEAD,
         )
     if c["n_group"] > 1 and c["scoring_func"] == "softmax":
