@@ -113,3 +113,21 @@ def test_packed_documents_do_not_see_each_other(window):
     packed = layer(x, plain_context(9, documents=torch.tensor([[7, 7, 7, 7, 2, 2, 9, 9, 9]])))
     apart = torch.cat([layer(x[:, a:b], plain_context(b - a)) for a, b in ((0, 4), (4, 6), (6, 9))], 1)
     assert torch.allclose(packed, apart, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "jamba", "xlstm", "rnn"])
+@torch.no_grad()
+def test_states_hold_nothing_of_the_text_behind_them(name, evidence):
+    """What stays in memory after a prompt, storages and not views of them, does not grow with the prompt."""
+    from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
+    from protea.spaces import Tokens
+
+    model = language_model(name, Tokens(64), ARCHITECTURES[name].scaled(2, 32, 64)).eval()
+    held = []
+    for t in (8, 64):
+        cache = model.new_cache(1, 64)
+        model.logits(torch.arange(t)[None], cache)
+        held.append(sum(part.untyped_storage().nbytes() for state in cache.states.values() for part in state))
+        assert held[-1] == sum(part.nbytes for state in cache.states.values() for part in state)
+    evidence(id="AR-21", system="Recurrent memory", claim=f"bytes after 64 tokens less those after 8, {name}",
+             reference="constant", unit="bytes", reached=held[1] - held[0], tolerance=0)  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protea.errors import DataError
-from protea.nn.context import Context, Memory, Seen, visible
+from protea.nn.context import Context, Memory, Seen, owned, visible
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Cache(Memory):
         return self.states.get(layer)
 
     def keep(self, layer: int, *state: Tensor) -> None:
-        self.states[layer] = state
+        self.states[layer] = tuple(owned(part) for part in state)
 
     def advance(self, tokens: int) -> None:
         self.length += tokens

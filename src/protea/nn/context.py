@@ -115,6 +115,16 @@ class Context:
         return Seen(slots, slots, mask)
 
 
+def owned(state: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it is part of something larger that would be kept alive with it.
+
+    >>> whole = torch.zeros(100, 4)
+    >>> owned(whole) is whole, owned(whole[-1]).untyped_storage().nbytes()
+    (True, 16)
+    """
+    return state if state.untyped_storage().nbytes() <= state.nbytes else state.clone()
+
+
 def visible(queries: Tensor, keys: Tensor, window: int | None = None, causal: bool = True) -> Tensor:
     """(B or 1, 1, T, S): the key's slot is not after the query's (if `causal`), and less than a window before it.
 

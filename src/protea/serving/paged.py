@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from protea.nn.context import Context, Memory, Seen, visible
+from protea.nn.context import Context, Memory, Seen, owned, visible
 from protea.serving.blocks import Blocks, Text, Window
 
 
@@ -95,7 +95,7 @@ class PagedCache(Memory):
     def keep(self, layer: int, *state: Tensor) -> None:
         self.blocks.stateful = True
         for b, text in enumerate(self.texts):
-            text.states[layer] = tuple(part[b : b + 1] for part in state)
+            text.states[layer] = tuple(owned(part[b : b + 1]) for part in state)
 
     def advance(self, tokens: int) -> None:
         for text in self.texts:
