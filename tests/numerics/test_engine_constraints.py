@@ -11,6 +11,7 @@ import torch
 from protea.errors import ConfigError, ProteaError
 from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
 from protea.serving.constrained import Grammar, JsonSchema, Regex
+from protea.serving.constrained.productive import dead_rules
 from protea.serving.drafters import Lookup
 from protea.serving.engine import Engine
 from protea.serving.requests import Request
@@ -106,6 +107,83 @@ def test_grammars_are_followed(text):
     assert whole
 
 
+def accepts(grammar: str, text: str) -> bool:
+    matcher = Grammar(grammar).start(Tokens(4).codec, frozenset())
+    for byte in text.encode():
+        if not matcher.allowed(256)[byte]:
+            return False
+        matcher.consume(byte)
+    return matcher.accepting
+
+
+@pytest.mark.parametrize(
+    ("grammar", "inside", "outside"),
+    [
+        ('root ::= root "+" num | num\nnum ::= [0-9]', ["1", "1+2+3"], ["+1", "1+"]),
+        ('start: start start | "a"', ["a", "aaa"], ["", "b"]),
+        ('start: x start "a" | "b"\nx: "c"?', ["b", "baa", "cbaa"], ["ac", "bac"]),
+    ],
+)
+def test_grammars_may_recur_on_the_left(grammar, inside, outside):
+    """Also behind a part that may be empty: Earley's parser does not mind."""
+    assert all(accepts(grammar, text) for text in inside) and not any(accepts(grammar, text) for text in outside)
+
+
+def shortest(rules: dict[str, list[list[str]]], depth: int) -> set[str]:
+    """Names that derive a text by a tree of at most this depth: the definition, by trying."""
+    if depth == 0:
+        return set()
+    below = shortest(rules, depth - 1)
+    return {n for n, body in rules.items() if any(all(s in below or s not in rules for s in alt) for alt in body)}
+
+
+def test_dead_rules_are_those_without_a_finite_tree(evidence):
+    """Against trees of at most as many levels as there are rules, which suffice; 300 random grammars."""
+    u = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> int:
+        return int(torch.randint(n, (1,), generator=u))
+
+    wrong, dead = 0, 0
+    for _ in range(300):
+        names = ["start", *"abcd"][: 2 + draw(4)]
+        rules = {n: [[[*names, '"x"'][draw(len(names) + 1)] for _ in range(1 + draw(3))] for _ in range(1 + draw(2))]
+                 for n in names}  # fmt: skip
+        text = "\n".join(f"{n}: " + " | ".join(" ".join(alt) for alt in body) for n, body in rules.items())
+        reached, todo = set(), ["start"]
+        while todo:
+            if (name := todo.pop()) not in reached:
+                reached.add(name)
+                todo += [s for alt in rules[name] for s in alt if s in rules]
+        want = reached - shortest(rules, len(rules))
+        wrong += set(dead_rules(text)) != want
+        dead += bool(want)
+    assert 50 < dead < 250
+    evidence(id="AR-05", system="Constrained decoding", claim=f"endless rules, 300 grammars ({dead} have some)",
+             reference="derivation trees by depth", reached=wrong, tolerance=0, unit="grammars")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: ("a" | start)+ end?\nend: "x" | end',
+        'start: "a" [end]\nend: "b"',
+        'start: end{0,3} "a"\nend: "b"~2..4',
+        'start[capture]: "a" -> x | %json {"type": "object", "properties": {"}": {}}} | <|end|>\n%ignore /\\s+/',
+        'WORD.2: /[a-z]+/i "\\""\n?start: _list{WORD}',
+        "what is this?",
+    ],
+)
+def test_what_may_end_or_is_not_known_is_left_to_the_library(grammar):
+    assert dead_rules(grammar) == []
+
+
+@pytest.mark.parametrize("part", ["end?", "end*", "[end]", "end{0,2}", '(end | "b")', "end~1..2"])
+def test_who_may_be_trapped_is_told(part):
+    """Where a dead rule may be left out, a text that entered it could still never end."""
+    assert dead_rules(f'start: "a" {part}\nend: "x" end') in (["end"], ["start", "end"])
+
+
 def test_stop_tokens_only_where_the_text_may_end():
     engine = Engine(model())
     stop = ord("c")
@@ -143,6 +221,10 @@ def test_constraints_and_drafts_go_together():
         (lambda: Regex(r"\u{1F642}{0}[a&&b]"), "cannot be met"),
         (lambda: Grammar('root ::= "a" nope'), "nope"),
         (lambda: Grammar("start: nope"), "nope"),
+        (lambda: Grammar('root ::= "a" root'), "no finite text is of the rule start"),
+        (lambda: Grammar('root ::= "a"? root'), "no finite text"),
+        (lambda: Grammar("start: start"), "no finite text"),
+        (lambda: Grammar('start: a | "b"\na: "(" b+ ")"\nb: a "," | "x" b'), "of the rules a, b, which"),
     ],
 )
 def test_what_cannot_be_met_is_refused_before_decoding(make, match):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from protea.errors import ConfigError, MissingExtra
 from protea.serving.constrained.constraint import Constraint, Matcher
+from protea.serving.constrained.productive import dead_rules
 from protea.serving.constrained.schema import finite
 from protea.serving.vocabulary import token_bytes
 from protea.spaces.tokenizers import Tokenizer
@@ -169,6 +170,10 @@ class Grammar(_Guide):
 
     Args:
         text: rules in llama.cpp's GBNF (`root ::= "a" root | "b"`) or in Lark's form (`start: "a" start | "b"`).
+            They may recur on the left.
+
+    Raises:
+        ConfigError: at the start of a text: the grammar cannot be read, or it has a rule that no finite text meets.
     """
 
     remedy = "See docs/serving.md for how grammars are written."
@@ -177,15 +182,23 @@ class Grammar(_Guide):
         self.text = text
 
     def grammar(self) -> str:
-        if re.search(r"::=", self.text) is None:
-            return _library().LLMatcher.grammar_from_lark(self.text)
-        library = _library()
-        from llguidance.gbnf_to_lark import gbnf_to_lark
+        text = self.text
+        if re.search(r"::=", text) is not None:
+            _library()
+            from llguidance.gbnf_to_lark import gbnf_to_lark
 
-        try:
-            return library.LLMatcher.grammar_from_lark(gbnf_to_lark(self.text))
-        except Exception as error:  # it raises bare Exception for an unknown rule
-            raise ConfigError(f"The grammar cannot be read: {error}.", self.remedy) from None
+            try:
+                text = gbnf_to_lark(text)
+            except Exception as error:  # it raises bare Exception for an unknown rule
+                raise ConfigError(f"The grammar cannot be read: {error}.", self.remedy) from None
+        if dead := dead_rules(text):
+            shown = ", ".join(dead[:5]) + (", ..." if len(dead) > 5 else "")
+            raise ConfigError(
+                f"The grammar cannot be met: no finite text is of the rule{'s' * (len(dead) > 1)} {shown}, which only "
+                "lead back to themselves.",
+                'Give each an alternative that ends: start: "a" start | "a".',
+            )
+        return _library().LLMatcher.grammar_from_lark(text)
 
     def __str__(self) -> str:
         return "The grammar"
