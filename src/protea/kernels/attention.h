@@ -51,6 +51,10 @@ static void block_scores(const float* q, const float* keys, int d, int lo, int h
     }
 }
 
+static inline void ask(const float* from, int count) {  // for memory that will soon be read
+    for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
+
 // What the values of a text are read by: the table of a row, its first key, and how many.
 struct Span {
     const float* values;  // of the first block of the layer
@@ -77,14 +81,21 @@ static void attend(const Op& o, const Step& s, int thread, int threads) {
     const float scale = o.f[0], cap = o.f[1];
     const int32_t* const* tables = reinterpret_cast<const int32_t* const*>(o.p[3]);
     float* scores = s.scores + thread * s.scores_stride;
+    auto at_block = [&](const float* all, int b, int place, int g, int width) {
+        return all + ((int64_t)tables[b][place / block] * kv + g) * block * width;
+    };
     for (int i = thread; i < s.rows * heads; i += threads) {
         const int b = i / heads, h = i % heads, slot = s.slots[b], g = h / share;
         const int first = window && slot >= window ? slot - window + 1 : 0, count = slot + 1 - first;
         const float* q = o.p[0] + (int64_t)b * width + h * d;
+        const bool cold = b == 0 || tables[b] != tables[b - 1];  // the first row of its text: nothing is near yet
         for (int at = first; at <= slot;) {
             const int begin = at / block * block, stop = begin + block <= slot ? begin + block : slot + 1;
-            const float* keys = o.p[1] + ((int64_t)tables[b][at / block] * kv + g) * block * d;
-            block_scores(q, keys, d, at - begin, stop - begin, block, scores + at - first);
+            if (cold) {
+                ask(at_block(o.p[2], b, at, g, dv), (stop - begin) * dv);
+                if (stop <= slot) ask(at_block(o.p[1], b, stop, g, d), (slot + 1 - stop < block ? slot + 1 - stop : block) * d);
+            }
+            block_scores(q, at_block(o.p[1], b, at, g, d), d, at - begin, stop - begin, block, scores + at - first);
             at = stop;
         }
         const float slope = o.p[4] ? o.p[4][h] : 0.0f;
@@ -107,6 +118,8 @@ static void attend(const Op& o, const Step& s, int thread, int threads) {
         const float inverse = 1.0f / total(sums);
         const Span span = {o.p[2], tables[b], block, kv, g, dv, first, count};
         float* y = o.p[5] + (int64_t)b * heads * dv + h * dv;
+        if (const int next = i + threads; next < s.rows * heads && cold && next / heads == b)
+            ask(at_block(o.p[1], b, first, next % heads / share, d), block * d);
         int c = 0;
         for (; c + 4 * W <= dv; c += 4 * W) mixed<4>(span, scores, inverse, c, y);
         for (; c + W <= dv; c += W) mixed<1>(span, scores, inverse, c, y);
