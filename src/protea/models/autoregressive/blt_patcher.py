@@ -3,12 +3,12 @@ r"""The small byte model that cuts a text into patches, and learns beside the la
 Its own loss, -log p(x_{t+1} | x_<=t), is added to that of the whole model while training, and reaches its weights
 alone. The threshold theta follows the scores of the texts seen in training, so that patches are of the wished size on
 average: after every step it moves towards their quantile over the whole batch, whatever processes and microbatches it
-was cut into. Before the first, texts in training are cut at their first two bytes alone. With a `threshold` given,
-theta is that.
+was cut into. In the first step, patches are of one length. With a `threshold` given, theta is that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -91,12 +91,13 @@ class Patcher(nn.Module):
             add_loss(Term("entropy model", sums, counts, lambda S, C: (S / C.clamp_min(1)).sum()))
         H = entropy(logits.detach())
         score = RULES[self.rule](H, shifted(H))
-        theta = self.theta
-        if self.training and torch.is_grad_enabled() and not self.fixed:
-            defer(score[:, :-1][inside], self.calibrate)
+        theta, longest = self.theta, self.longest
         if self.training and not self.fixed:
-            theta = torch.where(self.seen > 0, theta, torch.inf)
-        return patch_starts(score, theta, positions, self.longest)
+            if torch.is_grad_enabled():
+                defer(score[:, :-1][inside], self.calibrate)
+            if not self.seen:  # nothing is known yet, and one part of the batch must not decide
+                theta, longest = math.inf, min(math.ceil(self.size), longest or math.ceil(self.size))
+        return patch_starts(score, theta, positions, longest)
 
     @torch.no_grad()
     def calibrate(self, scores: Tensor) -> None:
