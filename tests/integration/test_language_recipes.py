@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
+from protea.models.autoregressive.footprint import footprint
 from protea.nn.context import plain_context
 from protea.nn.ngram_embedding import NGramEmbedding
+from protea.spaces import Tokens
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # recipes/ lies beside src/
 
-from recipes import depth_width, scaling, speedrun
+from recipes import ablation, depth_width, efficiency, modalities, scaling, speedrun
 
 
 def count(model) -> int:
@@ -96,3 +99,56 @@ def test_ngram_embeddings_stop_at_documents() -> None:
         parts.append(embed(piece, cache.context(piece.shape[1])))
         cache.advance(piece.shape[1])
     assert torch.allclose(torch.cat(parts, 1), embed(torch.cat((a, b), 1), plain_context(7)), atol=1e-6)
+
+
+def test_counted_operations_are_six_n_and_attention(evidence) -> None:
+    """Of dense decoders: 6 for each weight that a token multiplies with, and 14 L T d of attention's products."""
+    torch.manual_seed(0)
+    for name in ("gpt2", "llama", "qwen2"):
+        model = language_model(name, Tokens(64), ARCHITECTURES[name].scaled(3, 64, 64)).train()
+        n, attention = footprint(model.net).active, 14 * 3 * 64 * 64
+        counted = efficiency.operations(model, torch.randint(256, (2, 64)))
+        looked_up = 64 * 64 if name == "gpt2" else 0  # learnt positions are read, not multiplied with
+        evidence(id="AR-49", system="Cost of an architecture", claim=f"operations a token of a training step, {name}",
+                 reference="6 N + 14 L T d", unit="relative", tolerance=0.05,
+                 reached=abs(counted / (6 * (n - looked_up) + attention) - 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "deepseek-v3", "mixtral"])
+def test_counted_memory_is_the_formulas(name: str, evidence) -> None:
+    model = language_model(name, Tokens(32), ARCHITECTURES[name].scaled(2, 32, 32)).eval()
+    held = efficiency.memory(model, torch.randint(256, (1, 32)))
+    evidence(id="AR-49", system="Cost of an architecture", claim=f"bytes remembered of a text, {name}", unit="bytes",
+             reference="2 H_kv d_h (or d_c + d_R) a token and layer", tolerance=0,
+             reached=abs(held - footprint(model.net).text_bytes(32, 4)))  # fmt: skip
+
+
+def test_an_ablation_changes_one_setting(tmp_path: Path) -> None:
+    (corpus := tmp_path / "corpus.txt").write_text("".join(f"{i} times {i} is {i * i}.\n\n" for i in range(300)))
+    rows = ablation.ablate(str(corpus), "deepseek-v3", "n_dense", [0, 1], steps=2, seeds=2, layers=2, width=32,
+                           block=32)  # fmt: skip
+    assert [len(r["bits"]) for r in rows] == [2, 2] and rows[0]["parameters"] != rows[1]["parameters"]
+    assert ablation.interval([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, 3.7947), abs=1e-4)  # t(2) 4.3027 sd / sqrt 3
+
+
+def test_mu_law_keeps_quiet_sounds(evidence) -> None:
+    """256 levels: the error is a share of the loudness, as G.711 means it to be (decoded by the formula's inverse)."""
+    wave = torch.linspace(-1, 1, 4001, dtype=torch.float64)
+    coded = modalities.mu_law(wave).double() / 127.5 - 1
+    back = coded.sign() * ((1 + 255) ** coded.abs() - 1) / 255
+    bound = torch.log1p(torch.tensor(255.0, dtype=torch.float64)) / 255 * (wave.abs() + 1 / 255) * 1.03
+    assert ((back - wave).abs() <= bound).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("text", "text/tinyshakespeare.txt"), ("pictures", "images/mnist10k.npz"), ("audio", "audio/spoken_digits.npz")],
+)
+def test_one_decoder_learns_every_sequence(kind: str, file: str, shared_data: Path, evidence) -> None:
+    x = getattr(modalities, kind)(shared_data / file)[:4000]
+    ours, alone = modalities.learn(x, 60, layers=2, width=48)
+    evidence(
+        id="AR-50", system="One decoder for any sequence", unit="bits", reached=ours - alone, tolerance=-0.1,
+        claim=f"bits a symbol less those of single symbols, {kind}", reference=f"single symbols ({alone:.2f})",
+    )  # fmt: skip
