@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(compiled._library() is None, reason="no compiled
 LENGTHS = torch.tensor([9, 70, 0, 1, 70, 33, 2, 0, 64, 65, 31, 32] * 3)
 
 
-def chain(k: int, dtype: torch.dtype, end: str = "none", forbidden: bool = False, count: int = len(LENGTHS)) -> Dynamics:
+def chain(
+    k: int, dtype: torch.dtype, end: str = "none", forbidden: bool = False, count: int = len(LENGTHS)
+) -> Dynamics:
     g = torch.Generator().manual_seed(k)
     p = torch.rand(k + 1, k, dtype=torch.float64, generator=g) + 0.02
     if forbidden:  # up only, but for the last state
@@ -113,7 +115,9 @@ def test_zero_probability_and_ratios_beyond_the_type(dtype: torch.dtype):
                           [-torch.inf, 0], [0, -7]], dtype=dtype)  # fmt: skip
     p, half = scan.smooth(log_b, d, packed), torch.log(torch.tensor(0.5)).double()
     want = torch.stack((half - 2000, torch.tensor(-torch.inf).double(), half - 7))
-    assert torch.allclose(p.log_prob, want, rtol=1e-6) and torch.allclose(scan.evidence(log_b, d, packed), want, rtol=1e-6)
+    assert torch.allclose(p.log_prob, want, rtol=1e-6) and torch.allclose(
+        scan.evidence(log_b, d, packed), want, rtol=1e-6
+    )
     assert p.gamma.tolist() == [[0, 1]] * 3 + [[0, 0]] * 3 + [[0, 1]] * 2
     path, best = viterbi(log_b, d, packed)
     assert path[:3].tolist() == [1, 1, 1] and path[6:].tolist() == [1, 1] and torch.allclose(best, want, rtol=1e-6)
@@ -121,7 +125,11 @@ def test_zero_probability_and_ratios_beyond_the_type(dtype: torch.dtype):
 
 def test_nothing_to_do():
     d = chain(3, torch.float64)
-    for packed in (Packed(torch.zeros(0).long(), 5), Packed(torch.zeros(2).long(), 5), Packed(torch.zeros(2).long(), 0)):
+    for packed in (
+        Packed(torch.zeros(0).long(), 5),
+        Packed(torch.zeros(2).long(), 5),
+        Packed(torch.zeros(2).long(), 0),
+    ):
         log_b = torch.zeros(0, 3, dtype=torch.float64)
         p = scan.smooth(log_b, d, packed)
         assert (p.log_prob == 0).all() and len(p.log_prob) == packed.count and p.gamma.shape == (0, 3)

@@ -69,7 +69,7 @@ def test_every_path_is_summed(end: bool, form: str, evidence):
         assert (path[b, n:] == -1).all() and (gamma[b, n:] == 0).all()
     evidence(
         id="TR-11", system="Hidden Markov model",
-        claim=f"score, filter, posterior, Viterbi of 5 sequences of 0 to 8 steps{', with an end state' if end else ''}, {form}",
+        claim=f"score, filter, posterior, Viterbi of 0 to 8 steps{', with an end state' if end else ''}, {form}",
         reference="sum and maximum over every path", reached=error, tolerance=1e-12, unit="max abs",
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_gradients_are_expected_counts(end: bool, mask: Tensor | None, spread: f
     errors = [float(((g - w).abs() / (1 + w.abs()))[a].max()) for g, w, a in zip(got, want, allowed)]
     errors.append(float(((value - plain) / (1 + plain.abs())).detach().abs().max()))
     evidence(
-        id="TR-11", system="Hidden Markov model", claim=f"gradient of log p is the expected counts, spread {spread:g}, {form}",
+        id="TR-11", system="Hidden Markov model", claim=f"gradient of log p is the counts, spread {spread:g}, {form}",
         reference="autograd through the recursion in logarithms", reached=max(errors), tolerance=1e-9, unit="relative",
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_nothing_underflows_at_100_000_steps(form: str, evidence):
     want = log_scan.evidence(log_b[:20_000], d, Packed(torch.tensor([20_000]), 20_000))
     part = scan.evidence(log_b[:20_000], d, Packed(torch.tensor([20_000]), 20_000))
     evidence(
-        id="TR-11", system="Hidden Markov model", claim=f"100,000 steps without underflow; log p of the first 20,000, {form}",
+        id="TR-11", system="Hidden Markov model", claim=f"100,000 steps without underflow; log p of 20,000, {form}",
         reference="recursion in logarithms", reached=float(((part - want) / want).abs()), tolerance=1e-12,
         unit="relative",
     )  # fmt: skip

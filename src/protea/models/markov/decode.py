@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from protea.models.markov.scan import filtered
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.packed import Packed
+from protea.models.markov.scan import filtered
 
 
 @torch.no_grad()
