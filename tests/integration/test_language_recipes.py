@@ -128,7 +128,7 @@ def test_an_ablation_changes_one_setting(tmp_path: Path) -> None:
     rows = ablation.ablate(str(corpus), "deepseek-v3", "n_dense", [0, 1], steps=2, seeds=2, layers=2, width=32,
                            block=32)  # fmt: skip
     assert [len(r["bits"]) for r in rows] == [2, 2] and rows[0]["parameters"] != rows[1]["parameters"]
-    assert ablation.interval([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, 3.7947), abs=1e-4)  # t(2) 4.3027 sd / sqrt 3
+    assert ablation.interval([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, 3.79456), abs=1e-4)  # t(2) 4.30265 sd / sqrt 3
 
 
 def test_mu_law_keeps_quiet_sounds(evidence) -> None:
