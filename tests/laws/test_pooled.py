@@ -1,13 +1,16 @@
-"""Judgements of several seeds become one: every figure of the likelihood is carried, not only the first."""
+"""Judgements of several seeds become one, and of few rows one without a ceiling."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from protea.data import open_data
+from protea.evaluation import nulls
 from protea.evaluation.figure import Figure
-from protea.evaluation.judge import Judgement, pooled
+from protea.evaluation.judge import Judge, Judgement, pooled
 from protea.evaluation.likelihood import Likelihood
 
 
@@ -33,3 +36,11 @@ def test_what_one_seed_lacks_is_left_out() -> None:
     found = pooled([judgement(0, whole), judgement(1, replace(whole, per_step=None))]).likelihood
     assert found is not None and found.per_step is None and found.perplexity is None
     assert pooled([judgement(0, whole), judgement(1, None)]).likelihood == whole
+
+
+def test_ten_held_out_rows_can_be_judged_without_ten_others_as_a_ceiling() -> None:
+    data = open_data(np.random.default_rng(4).normal(size=(96, 2)))
+    data = replace(data, holdout=data.train[:10], validation=data.train[10:19], train=data.train[19:])
+    found = nulls.null_samples(data, 50)
+    assert list(found) == [nulls.FLOOR, nulls.COPIER]
+    assert "c2st_accuracy" in Judge(data, replicates=20).evaluate(*found[nulls.FLOOR]).metrics

@@ -8,13 +8,15 @@ from torch import Tensor
 from protea.data.dataset import Dataset
 from protea.rng import Streams, fold, permutation
 
+FEWEST = 10  # samples that can be judged
 CEILING, FLOOR, COPIER = "real held-out data", "shuffled marginals", "copy of the training set"
 
 
 def null_samples(dataset: Dataset, n: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Samples and labels of each null row, by its name.
 
-    - real held-out data: the validation rows, judged against the holdout: nothing can be expected to do better;
+    - real held-out data: the validation rows, judged against the holdout: nothing can be expected to do better; left
+      out where there are fewer than ten;
     - shuffled marginals: training rows with every entry permuted over rows by itself: right columns, no relations;
     - copy of the training set: wins naive metrics, and must fail the audit.
     """
@@ -22,7 +24,7 @@ def null_samples(dataset: Dataset, n: int, seed: int = 0) -> dict[str, tuple[Ten
     rows = permutation(len(train), seed, "null")[:n]
     x, y = train.x[rows], None if train.y is None else train.y[rows]
     found: dict[str, tuple[Tensor, Tensor | None]] = {}
-    if len(dataset.validation):
+    if len(dataset.validation) >= FEWEST:
         found[CEILING] = (dataset.validation.x[:n], None if dataset.validation.y is None else dataset.validation.y[:n])
     found[FLOOR] = (shuffled(x, seed), y)
     found[COPIER] = (x, y)
