@@ -26,7 +26,7 @@ TYPES = {torch.float64: 0, torch.float32: 1}
 PANELS = 64  # parts of the rows that threads share; their number must not depend on that of threads
 LARGEST = 1 << 18  # sums of one panel; with more the matrix products of a library win
 MEMORY = 1 << 22  # sums of all panels
-LEAST = 512  # rows of a panel
+LEAST = 1024  # rows of a panel
 
 
 class Pass(ctypes.Structure):

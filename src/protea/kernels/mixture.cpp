@@ -38,28 +38,26 @@ struct Pass {
     void* shares;         // (n, k); may be null
 };
 
-#ifndef BLOCK
-#define BLOCK 288  // most rows of a block
-#endif
-constexpr int V = 3;             // vectors of a stripe of rows
 constexpr bool MANY = WIDTH == 64;  // registers: 32 or 16
-constexpr int FEATURES = MANY ? 6 : 3;
+constexpr int V = 3;                // vectors of a stripe of rows
+constexpr int FEATURES = MANY ? 6 : 3;  // pairs of entries whose sums are held in registers together
 
 template <class T> struct Bits;
-template <> struct Bits<float> { static constexpr int mantissa = 23, terms = 7; static constexpr float least = -125; };
-template <> struct Bits<double> { static constexpr int mantissa = 52, terms = 12; static constexpr double least = -1021; };
+template <> struct Bits<float> { static constexpr int mantissa = 23, terms = 7, least = -125; };
+template <> struct Bits<double> { static constexpr int mantissa = 52, terms = 12, least = -1021; };
 
 // 2^x for x <= 0: 2^n 2^r with |r| <= 1/2, Taylor to the rounding; 0 below the least exponent and for NaN.
 template <class T> static inline vec_of<T> power2(vec_of<T> x) {
     typedef typename Lanes<T>::ivec ivec;
-    constexpr double c[] = {1.0, 0.6931471805599453, 0.2402265069591007, 0.05550410866482158, 0.009618129107628477,
-                            0.0013333558146428443, 0.0001540353039338161, 1.5252733804059841e-05, 1.3215486790144308e-06,
-                            1.0178086009239699e-07, 7.054911620801123e-09, 4.4455382718708116e-10, 2.5678435993488206e-11};
+    constexpr double c[] = {  // (ln 2)^i / i!
+        1.0, 0.6931471805599453, 0.2402265069591007, 0.05550410866482158, 0.009618129107628477, 0.0013333558146428443,
+        0.0001540353039338161, 1.5252733804059841e-05, 1.3215486790144308e-06, 1.0178086009239699e-07,
+        7.054911620801123e-09, 4.4455382718708116e-10, 2.5678435993488206e-11};
     const T magic = (T)((int64_t)3 << (Bits<T>::mantissa - 1));
     vec_of<T> shifted = x + magic, r = x - (shifted - magic), p = all((T)c[Bits<T>::terms]);
     for (int i = Bits<T>::terms - 1; i >= 0; i--) p = p * r + (T)c[i];
     p = (vec_of<T>)((ivec)p + ((ivec)shifted << Bits<T>::mantissa));
-    return x > all(Bits<T>::least) ? p : vec_of<T>{};
+    return x > all((T)Bits<T>::least) ? p : vec_of<T>{};
 }
 
 // log2 x of normal x > 0: its exponent, and 2 artanh((m - 1) / (m + 1)) / ln 2 of its mantissa m in [2^-1/2, 2^1/2).
@@ -224,10 +222,11 @@ static int64_t run(const Pass& p) {
     constexpr int W = Lanes<T>::count, S = V * W;
     typedef vec_of<T> vec;
     const int64_t d = p.d, k = p.k, entries = k * p.pairs + p.pooled;
-    const int64_t fit = (256 << 10) / (int64_t)sizeof(T) / (d + k + FEATURES) / S * S;  // half of a core's own cache
-    const int64_t ld = fit < S ? S : fit > BLOCK / S * S ? BLOCK / S * S : fit;
-    const int64_t height = (p.n + p.panels * S - 1) / (p.panels * S) * S;
-    const int64_t room = ((d + 1 + k + 1 + FEATURES + 1) * ld + d * S) * sizeof(T) + (p.sums ? entries * sizeof(vec) : 0);
+    const int64_t height = (p.n + p.panels * S - 1) / (p.panels * S) * S;  // rows of a panel
+    const int64_t fit = (512 << 10) / (int64_t)sizeof(T) / (d + k + FEATURES) / S;  // stripes in half of a core's cache
+    const int64_t most = fit < 1 ? 1 : fit > 480 / S ? 480 / S : fit, blocks = (height / S + most - 1) / most;
+    const int64_t ld = (height / S + blocks - 1) / blocks * S;  // rows of a block
+    const int64_t room = ((d + k + FEATURES + 3) * ld + d * S) * sizeof(T) + (p.sums ? entries * sizeof(vec) : 0);
     int64_t left_out = 0;
 #pragma omp parallel num_threads(p.threads) reduction(+ : left_out)
     {
