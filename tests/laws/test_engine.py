@@ -22,12 +22,17 @@ from protea.spaces import Tokens
 V = 60
 LENGTHS = (3, 70, 20, 1, 33, 32, 17, 9)  # of prompts: within a block, over blocks, over chunks
 needs_compiler = pytest.mark.skipif(library() is None, reason="no C++ compiler")
-FUSED = ("gpt1", "gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere2")
+FUSED = (
+    "gpt1", "gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere2", "mixtral", "qwen2-moe",
+    "qwen3-moe", "mpt", "mobilellm",
+)  # fmt: skip
 KINDS = [
     ("llama", choose),
     ("llama", Apart),
     ("gemma2", choose),
     ("gemma2", Apart),
+    ("mixtral", choose),
+    ("qwen2-moe", choose),
     ("jamba", choose),
     ("mamba", choose),
 ]

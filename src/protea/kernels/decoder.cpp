@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "experts.h"
 #include "plan.h"
 #include "products.h"
 
@@ -80,6 +81,7 @@ static void run(const Op& o, const Step& s, std::atomic<int32_t>& next, int thre
         case GLU: return linear(o, rows, next);
         case REMEMBER: return remember(o, s, thread, threads);
         case ATTEND: return attend(o, s, thread, threads);
+        case EXPERTS: return experts(o, s, next, thread);
     }
     const int d = o.n[0];
     for (int b = thread; b < rows; b += threads) {
@@ -94,6 +96,8 @@ static void run(const Op& o, const Step& s, std::atomic<int32_t>& next, int thre
             case ADD:
                 for (int i = 0; i < d; i++) y[i] += o.p[0][(int64_t)b * d + i];
                 break;
+            case CHOOSE: choose(o, s, b); break;
+            case COMBINE: combine(o, b); break;
             case GATHER: memcpy(y, o.p[0] + (int64_t)s.wanted[b] * d, d * sizeof(float)); break;
             case SOFTCAP:
                 for (int i = 0; i < d; i++) y[i] = o.f[1] ? o.f[1] * tanhf(y[i] * o.f[0] / o.f[1]) : y[i] * o.f[0];

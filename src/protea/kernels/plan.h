@@ -4,7 +4,7 @@
 #include <atomic>
 #include <cstdint>
 
-enum Kind { EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP };
+enum Kind { EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE };
 
 struct Op {
     int32_t kind, wanted;  // wanted: only the rows that were asked for
@@ -18,6 +18,6 @@ struct Step {
     const int32_t *tokens, *slots, *wanted;
     const Op* ops;
     std::atomic<int32_t>* next;  // for each operation, the next piece of work
-    float* scores;               // threads x longest text
+    float* scores;               // for each thread: scores of the longest text, or inputs brought together
     int64_t scores_stride;
 };

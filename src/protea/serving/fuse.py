@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from protea.nn.position import LearnedPositions, RoPE, Sinusoidal, rotate, rotat
 if TYPE_CHECKING:
     from protea.serving.plan import Plan
 
-EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP = range(9)  # as in kernels.cpp
+EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE = range(12)  # as in plan.h
 ACTIVATIONS: dict[object, int] = {
     nn.functional.silu: 0, gelu_tanh: 1, nn.functional.gelu: 2, nn.functional.relu: 3, relu_squared: 4,
     nn.SiLU: 0, nn.ReLU: 3,
@@ -77,7 +76,7 @@ def positions_table(position: nn.Module | None, longest: int) -> Tensor | None:
 
 
 def activation(function: object) -> int:
-    """Its number in kernels.cpp."""
+    """Its number in products.h."""
     if isinstance(function, nn.GELU):
         return 1 if function.approximate == "tanh" else 2
     found = ACTIVATIONS.get(function, ACTIVATIONS.get(type(function)))
@@ -151,6 +150,3 @@ def parallel(plan: Plan, m: Parallel, h: Tensor, y: Tensor, layer: int, add: boo
     only(m, Parallel, "mixers")
     for i, mixer in enumerate(m.mixers):
         plan.mix(mixer, h, y, layer, add or i > 0)
-
-
-MIXERS: dict[type, Callable[..., None]] = {GQA: gqa, GatedMLP: gated, MLP: plain, Parallel: parallel}

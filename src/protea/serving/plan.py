@@ -1,4 +1,4 @@
-"""A decoder as a list of fused operations for `kernels.cpp`: one call computes a token of each of many texts.
+"""A decoder as a list of fused operations for `kernels/decoder.cpp`: one call computes a token of each of many texts.
 
 The plan points at the model's own weights: nothing is copied, and weights changed in place are seen at once. What it
 does not know it refuses (`Unsupported`).
@@ -7,7 +7,7 @@ does not know it refuses (`Unsupported`).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from protea.models.autoregressive.decoder import Decoder
+from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
-from protea.nn.branches import PostNorm
+from protea.nn.branches import Parallel, PostNorm
+from protea.nn.mlp import MLP
+from protea.nn.mlp_gated import GatedMLP
+from protea.nn.moe import MoE
 from protea.nn.position import RoPE
 from protea.nn.tokens import TokenEmbedding
 from protea.serving.blocks import Blocks, Text, Window
@@ -25,16 +29,22 @@ from protea.serving.fuse import (
     EMBED,
     GATHER,
     LINEAR,
-    MIXERS,
     NORM,
     SOFTCAP,
     Unsupported,
     finish_facts,
+    gated,
+    gqa,
     norm_facts,
     only,
+    parallel,
+    plain,
     positions_table,
 )  # fmt: skip
+from protea.serving.fuse_experts import moe
 from protea.serving.library import Op, Step, library, reason
+
+MIXERS: dict[type, Callable[..., None]] = {GQA: gqa, GatedMLP: gated, MLP: plain, Parallel: parallel, MoE: moe}
 
 
 class Plan:
@@ -60,11 +70,12 @@ class Plan:
         self.buffers: dict[str, Tensor] = {}
         self.rotary: list[tuple[RoPE, tuple[Tensor, Tensor]]] = []  # cos and sin of every position
         self.vocabulary, self.d = net.outputs, net.embed.weight.shape[1]
+        self._most = blocks.longest + 64
         self._compile(net)
         self._ops = (Op * len(self.ops))(*self.ops)
         self._next = np.zeros(len(self.ops), dtype=np.int32)
         self._ids = np.zeros((3, rows), dtype=np.int32)
-        self._stride = blocks.longest + 64
+        self._stride = -(-self._most // 16) * 16
         self._scores = torch.empty(torch.get_num_threads(), self._stride)
 
     # ------------------------------------------------------------ building
@@ -75,6 +86,15 @@ class Plan:
             assert name not in self.buffers, name
             self.buffers[name] = torch.zeros(self.rows, width)
         return self.buffers[name]
+
+    def scratch(self, n: int) -> None:
+        """Have n floats for each thread to work in."""
+        self._most = max(self._most, n)
+
+    @staticmethod
+    def portion(n: int) -> int:
+        """How many of n rows of weights a thread takes at once (a multiple of 8, at most 128)."""
+        return min(128, max(8, n // (2 * torch.get_num_threads()) // 8 * 8))
 
     def emit(
         self, kind: int, n: Sequence[int] = (), f: Sequence[float] = (), p: Sequence[Tensor | int | None] = (),
@@ -109,8 +129,7 @@ class Plan:
         sizes = [len(part) for part in w]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         pad = [0] * (3 - len(w))
-        chunk = min(128, max(8, sum(sizes) // (2 * torch.get_num_threads()) // 8 * 8))
-        n = [w[0].shape[1], len(w), *sizes, *pad, *starts, *pad, y.shape[1], int(add), act, chunk]
+        n = [w[0].shape[1], len(w), *sizes, *pad, *starts, *pad, y.shape[1], int(add), act, self.portion(sum(sizes))]
         nothing = [None] * (3 - len(w))
         shift = [None] * (4 - len(w)) if kind == LINEAR else [None] * 2
         self.emit(kind, n, (), [x, y, *w, *shift, *b, *nothing], wanted)
