@@ -24,7 +24,7 @@ LENGTHS = (3, 70, 20, 1, 33, 32, 17, 9)  # of prompts: within a block, over bloc
 needs_compiler = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 FUSED = (
     "gpt1", "gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere2", "mixtral", "qwen2-moe",
-    "qwen3-moe", "mpt", "mobilellm",
+    "qwen3-moe", "mpt", "mobilellm", "deepseek-v2", "deepseek-v3",
 )  # fmt: skip
 KINDS = [
     ("llama", choose),
@@ -33,6 +33,7 @@ KINDS = [
     ("gemma2", Apart),
     ("mixtral", choose),
     ("qwen2-moe", choose),
+    ("deepseek-v3", choose),
     ("jamba", choose),
     ("mamba", choose),
 ]

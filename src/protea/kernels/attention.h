@@ -59,7 +59,7 @@ static inline void ask(const float* from, int count) {  // for memory that will 
 struct Span {
     const float* values;  // of the first block of the layer
     const int32_t* table;
-    int block, kv, g, dv, first, count;
+    int block, kv, g, apart, first, count;
 };
 
 // y[c ..] = inverse sum_j p_j v_j[c ..] of N vectors
@@ -67,17 +67,18 @@ template <int N> static void mixed(const Span& s, const float* p, float inverse,
     vec acc[N] = {};
     for (int at = s.first, end = s.first + s.count; at < end;) {
         const int stop = (at / s.block + 1) * s.block < end ? (at / s.block + 1) * s.block : end;
-        const float* v = s.values + (((int64_t)s.table[at / s.block] * s.kv + s.g) * s.block + at % s.block) * s.dv + c;
-        for (; at < stop; at++, v += s.dv)
+        const float* v = s.values + (((int64_t)s.table[at / s.block] * s.kv + s.g) * s.block + at % s.block) * s.apart + c;
+        for (; at < stop; at++, v += s.apart)
             for (int u = 0; u < N; u++) acc[u] += load(v + u * W) * p[at - s.first];
     }
     for (int u = 0; u < N; u++) store(y + c + u * W, acc[u] * inverse);
 }
 
-// n as above, n[7] window (0: none); f: scale, soft cap (0: none); p[4]: slopes of ALiBi, p[5]: result
+// n: heads, key heads, width of keys, of values, block, -, -, window (0: none), width of a row, values' distance
+// f: scale, soft cap (0: none); p: queries first in their rows, keys, values, tables, slopes of ALiBi, result
 static void attend(const Op& o, const Step& s, int thread, int threads) {
     const int heads = o.n[0], kv = o.n[1], d = o.n[2], dv = o.n[3], block = o.n[4], window = o.n[7];
-    const int width = (heads + kv) * d + kv * dv, share = heads / kv;
+    const int width = o.n[8], apart = o.n[9], share = heads / kv;
     const float scale = o.f[0], cap = o.f[1];
     const int32_t* const* tables = reinterpret_cast<const int32_t* const*>(o.p[3]);
     float* scores = s.scores + thread * s.scores_stride;
@@ -92,7 +93,7 @@ static void attend(const Op& o, const Step& s, int thread, int threads) {
         for (int at = first; at <= slot;) {
             const int begin = at / block * block, stop = begin + block <= slot ? begin + block : slot + 1;
             if (cold) {
-                ask(at_block(o.p[2], b, at, g, dv), (stop - begin) * dv);
+                ask(at_block(o.p[2], b, at, g, apart), (stop - begin) * apart);
                 if (stop <= slot) ask(at_block(o.p[1], b, stop, g, d), (slot + 1 - stop < block ? slot + 1 - stop : block) * d);
             }
             block_scores(q, at_block(o.p[1], b, at, g, d), d, at - begin, stop - begin, block, scores + at - first);
@@ -116,7 +117,7 @@ static void attend(const Op& o, const Step& s, int thread, int threads) {
             sums += e;
         }
         const float inverse = 1.0f / total(sums);
-        const Span span = {o.p[2], tables[b], block, kv, g, dv, first, count};
+        const Span span = {o.p[2], tables[b], block, kv, g, apart, first, count};
         float* y = o.p[5] + (int64_t)b * heads * dv + h * dv;
         if (const int next = i + threads; next < s.rows * heads && cold && next / heads == b)
             ask(at_block(o.p[1], b, first, next % heads / share, d), block * d);
@@ -127,7 +128,7 @@ static void attend(const Op& o, const Step& s, int thread, int threads) {
             float sum = 0;
             for (int j = 0; j < count; j++) {
                 const int at = first + j;
-                sum += o.p[2][(((int64_t)tables[b][at / block] * kv + g) * block + at % block) * dv + c] * scores[j];
+                sum += o.p[2][(((int64_t)tables[b][at / block] * kv + g) * block + at % block) * apart + c] * scores[j];
             }
             y[c] = sum * inverse;
         }

@@ -14,6 +14,7 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "latent.h"
 #include "plan.h"
 #include "products.h"
 
@@ -82,6 +83,9 @@ static void run(const Op& o, const Step& s, std::atomic<int32_t>& next, int thre
         case REMEMBER: return remember(o, s, thread, threads);
         case ATTEND: return attend(o, s, thread, threads);
         case EXPERTS: return experts(o, s, next, thread);
+        case REMEMBER_LATENT: return remember_latent(o, s, thread, threads);
+        case ABSORB: return absorb(o, rows, next);
+        case EXPAND: return expand(o, rows, next);
     }
     const int d = o.n[0];
     for (int b = thread; b < rows; b += threads) {

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstdint>
 
-enum Kind { EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE };
+enum Kind {
+    EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE, REMEMBER_LATENT, ABSORB, EXPAND
+};
 
 struct Op {
     int32_t kind, wanted;  // wanted: only the rows that were asked for

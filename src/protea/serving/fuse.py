@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protea.serving.plan import Plan
 
 EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE = range(12)  # as in plan.h
+REMEMBER_LATENT, ABSORB, EXPAND = range(12, 15)
 ACTIVATIONS: dict[object, int] = {
     nn.functional.silu: 0, gelu_tanh: 1, nn.functional.gelu: 2, nn.functional.relu: 3, relu_squared: 4,
     nn.SiLU: 0, nn.ReLU: 3,
@@ -103,23 +104,25 @@ def gqa(plan: Plan, m: GQA, h: Tensor, y: Tensor, layer: int, add: bool) -> None
         if one != two or one[2] or gq is None or gk is None or gq.shape != (d,) or gk.shape != (d,):
             raise Unsupported("norms of queries and keys that have no fused form")
         norms, (eps, plus, _) = (gq, gk), one
-    cos = sin = None
-    half, layout = 0, 0
-    if (rope := m.position) is not None:
-        only(rope, RoPE, "frequencies", "scale", "turn")
-        if rope.turn not in (rotate, rotate_interleaved):
-            raise Unsupported("a rotary layout that has no fused form")
-        cos, sin = rotary_table(plan, rope)
-        half, layout = cos.shape[1], int(rope.turn is rotate_interleaved)
+    turned, layout, cos, sin = (0, 0, None, None) if m.position is None else turning(plan, m.position)
     shape = torch.empty(1, kv, 1, d)
     keys, values = plan.blocks.layer(layer, m.window, shape, shape)
     qkv, a = plan.buffer(f"qkv{q + 2 * k}", q + 2 * k), plan.buffer(f"a{q}", q)
     tables = plan.pointers(m.window)
     plan.linear(h, qkv, (m.q, m.k, m.v))
-    n = (heads, kv, d, d, block, 2 * half, layout, m.window or 0)
+    n = (heads, kv, d, d, block, turned, layout, m.window or 0, q + 2 * k, d)
     plan.emit(REMEMBER, n, (eps, plus), (qkv, keys, values, tables, cos, sin, *norms))
     plan.emit(ATTEND, n, (m.scale or 1 / math.sqrt(d), cap), (qkv, keys, values, tables, slopes, a))
     plan.linear(a, y, (m.o,), add)
+
+
+def turning(plan: Plan, rope: RoPE) -> tuple[int, int, Tensor, Tensor]:
+    """Entries of a head that are turned, whether they are interleaved, and cos and sin of every position."""
+    only(rope, RoPE, "frequencies", "scale", "turn")
+    if rope.turn not in (rotate, rotate_interleaved):
+        raise Unsupported("a rotary layout that has no fused form")
+    cos, sin = rotary_table(plan, rope)
+    return 2 * cos.shape[1], int(rope.turn is rotate_interleaved), cos, sin
 
 
 def rotary_table(plan: Plan, rope: RoPE) -> tuple[Tensor, Tensor]:

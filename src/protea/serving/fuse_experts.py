@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ GROUP = 8  # inputs that share one reading of weights, as in products.h
 def moe(plan: Plan, m: MoE, h: Tensor, y: Tensor, layer: int, add: bool) -> None:
     """Logits, each row's choice, the chosen experts' two products, and their weighted sum."""
     only(m, MoE, "router", "experts", "shared")
-    router, experts = m.router, m.experts
+    router: Any = m.router
+    experts = m.experts
     only(router, LearnedRouter, "n_experts", "losses", "load", "dropped", "weight", "choice")
     only(experts, Experts, "gate_up", "down", "activation")
     e, d, f = experts.down.shape

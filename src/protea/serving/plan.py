@@ -18,6 +18,7 @@ from protea.models.autoregressive.decoder import Decoder
 from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
 from protea.nn.branches import Parallel, PostNorm
+from protea.nn.mla import MLA
 from protea.nn.mlp import MLP
 from protea.nn.mlp_gated import GatedMLP
 from protea.nn.moe import MoE
@@ -42,9 +43,12 @@ from protea.serving.fuse import (
     positions_table,
 )  # fmt: skip
 from protea.serving.fuse_experts import moe
+from protea.serving.fuse_latent import latent
 from protea.serving.library import Op, Step, library, reason
 
-MIXERS: dict[type, Callable[..., None]] = {GQA: gqa, GatedMLP: gated, MLP: plain, Parallel: parallel, MoE: moe}
+MIXERS: dict[type, Callable[..., None]] = {
+    GQA: gqa, GatedMLP: gated, MLP: plain, Parallel: parallel, MLA: latent, MoE: moe
+}  # fmt: skip
 
 
 class Plan:
