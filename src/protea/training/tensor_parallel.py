@@ -76,7 +76,9 @@ def _key_heads(layer: GQA) -> int:
 PLANS: dict[type[nn.Module], Plan] = {
     GQA: Plan({"q": "rows", "k": "rows", "v": "rows", "o": "columns"}, ("qk_norm.q", "qk_norm.k"), _key_heads),
     MLA: Plan(
-        {"q": "rows", "q.expand": "rows", "kv_up": "rows", "o": "columns"}, (), lambda layer: layer.n_heads,
+        {"q": "rows", "q.expand": "rows", "kv_up": "rows", "o": "columns"},
+        (),
+        lambda layer: layer.n_heads,
         _share_latent,
     ),
     GatedMLP: Plan({"gate": "rows", "up": "rows", "down": "columns"}, (), lambda layer: layer.gate.out_features),
