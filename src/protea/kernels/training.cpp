@@ -8,45 +8,11 @@
 // Threads share whole rows; sums over rows are taken in blocks of fixed size and added in order, so that a result
 // does not depend on the number of threads.
 
-#include <omp.h>
-
-#include <cmath>
 #include <vector>
 
-#include "vectors.h"
+#include "rows.h"
 
-constexpr int W = Lanes<float>::count;
-constexpr int64_t BLOCK = 32;      // rows whose sums are kept together
-constexpr int64_t GRAIN = 1 << 14; // entries below which a second thread costs more than it gives
-
-static inline int crew(int64_t entries, int threads) {
-    int64_t most = entries / GRAIN + 1;
-    return most < threads ? (int)most : threads;
-}
-
-static inline vecf part(const float* p, int64_t n, float rest) {  // the last n < W entries, filled up
-    vecf v = all(rest);
-    for (int64_t i = 0; i < n; i++) v[i] = p[i];
-    return v;
-}
-static inline void part(float* p, vecf v, int64_t n) {
-    for (int64_t i = 0; i < n; i++) p[i] = v[i];
-}
-static inline float sum(vecf v) {
-    float s[W];
-    memcpy(s, &v, sizeof v);
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) s[i] += s[i + half];
-    return s[0];
-}
-static inline float largest(vecf v) {
-    float m = v[0];
-    for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
-    return m;
-}
-static inline vecf exp0(vecf x) {  // e^x, and 0 where float32 has no normal number left
-    return x < all(-87.0f) ? vecf{} : exponential(x);
-}
+constexpr int64_t BLOCK = 32;  // rows whose sums are kept together
 
 // ---------------------------------------------------------------- norm
 
