@@ -24,7 +24,7 @@ from protea.models.autoregressive.language import LanguageModel
 from protea.spaces import Tokens, space_from_json
 from protea.spaces.chat import Chat
 from protea.spaces.tokenizers import Subword
-from protea.spaces.tokenizers.folder import read_folder, write_folder
+from protea.spaces.tokenizers.folder import holds_tokenizer, read_folder, write_folder
 from protea.training import files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -247,12 +247,11 @@ def _some(names: list[str]) -> str:
 def _space(folder: Path, config: Mapping[str, Any], context: int, outputs: int, begin: int) -> Tokens:
     """The space of our own making, else tokens of the folder's tokenizer, else plain ids."""
     own = (config.get("protea") or {}).get("space")
-    there = (folder / "tokenizer.json").is_file()
     if own is not None and own["tokenizer"] != FOLDER:
         space = space_from_json(own)
         assert isinstance(space, Tokens)
         return space
-    found = read_folder(folder) if there else None
+    found = read_folder(folder) if holds_tokenizer(folder) else None
     tokenizer = "ids" if found is None else found.tokenizer
     if own is not None:
         space = space_from_json({**own, "tokenizer": "ids"})

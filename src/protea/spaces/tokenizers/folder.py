@@ -1,6 +1,9 @@
 """Tokenizers as files of the Hugging Face layout, read and written.
 
-tokenizer.json            the tokenizer itself
+tokenizer.json            the tokenizer itself; or, in older folders,
+vocab.json, merges.txt    GPT-2's files (see `merges`)
+tokenizer.model           SentencePiece's (see `sentencepiece`)
+added_tokens.json         {token: id} of tokens that these two do not hold
 tokenizer_config.json     special tokens by role (and, in older folders, the chat template)
 special_tokens_map.json   the same roles, where the config leaves them out
 chat_template.jinja       the chat template
@@ -17,8 +20,12 @@ from typing import Any, NamedTuple
 from protea.errors import DataError
 from protea.spaces.chat import Chat
 from protea.spaces.tokenizers.base import Specials, Tokenizer
+from protea.spaces.tokenizers.definitions import added
+from protea.spaces.tokenizers.merges import END, read_merges
+from protea.spaces.tokenizers.sentencepiece import read_model
 from protea.spaces.tokenizers.subword import Subword, canonical
 
+MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 ROLES = ("bos", "eos", "pad", "unk")
 
 
@@ -30,25 +37,27 @@ class Found(NamedTuple):
 
 
 def read_folder(path: str | Path) -> Found:
-    """The tokenizer of a folder, or of a `tokenizer.json`, with its chat.
+    """The tokenizer of a folder, or of one of the files above, with its chat.
 
     Raises:
-        DataError: no `tokenizer.json`, or one that cannot be read; a special token that is not in it.
+        DataError: no such file, or one that cannot be read; a special token that is not in it.
     """
     folder = Path(path).expanduser()
-    file = folder if folder.is_file() else folder / "tokenizer.json"
+    file = source(folder)
     folder = file.parent
-    if not file.is_file():
-        other = next((n for n in ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-                      if (folder / n).is_file()), None)  # fmt: skip
-        raise DataError(
-            f"{folder} has no tokenizer.json{f', only {other}' if other else ''}.",
-            "Save it with transformers as a fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
-        )
-    definition = _read(file)
+    config, roles = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
+    if file.suffix == ".model":
+        definition, own = read_model(file)
+        roles = {**{f"{role}_token": name for role, name in own.items()}, **roles}
+        definition = _more(folder, config, definition)
+    elif file.name == "vocab.json":
+        definition = _more(folder, config, read_merges(folder, config))
+        ends = [t["content"] for t in definition["added_tokens"] if t["content"] == END]
+        roles = {**{f"{role}_token": END for role in ("bos", "eos", "unk") if ends}, **roles}
+    else:
+        definition = _read(file)
     if not isinstance(definition.get("model"), dict):
         raise DataError(f"{file} is no tokenizer.json: it has no model.", "Save it with the tokenizers library.")
-    config, roles = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
     named = {r: _content(config.get(f"{r}_token", roles.get(f"{r}_token"))) for r in ROLES}
     marked = [t["content"] for t in definition.get("added_tokens", ()) if t.get("special")]
     vocab = definition["model"].get("vocab")
@@ -58,6 +67,47 @@ def read_folder(path: str | Path) -> Found:
     others = tuple(n for n in marked if n not in named.values())
     tokenizer = Subword(canonical(definition), Specials(**named, others=others))
     return Found(tokenizer, _chat(folder, config, tokenizer))
+
+
+def source(path: Path) -> Path:
+    """The file that holds the tokenizer of a folder (or is given).
+
+    Raises:
+        DataError: none that is read.
+    """
+    if path.is_file():
+        return path
+    if (path / "tokenizer.json").is_file():
+        return path / "tokenizer.json"
+    for name in MODELS:
+        if (path / name).is_file():
+            return path / name
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return path / "vocab.json"
+    other = next((n for n in ("vocab.json", "merges.txt", "vocab.txt") if (path / n).is_file()), None)
+    raise DataError(
+        f"{path} has no tokenizer.json{f', only {other}' if other else ''}.",
+        "Save it with transformers as a fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+    )
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether `read_folder` would find files to read."""
+    try:
+        return source(folder).is_file()
+    except DataError:
+        return False
+
+
+def _more(folder: Path, config: Mapping[str, Any], definition: dict[str, Any]) -> dict[str, Any]:
+    """Tokens that are told beside the vocabulary, which the library finds in text as a whole."""
+    told = {int(id): dict(t) for id, t in (config.get("added_tokens_decoder") or {}).items()}
+    for name, id in _read(folder / "added_tokens.json").items():
+        told.setdefault(int(id), {**added(int(id), name), "special": False})
+    known = {t["id"]: t for t in definition["added_tokens"]}
+    for id, token in told.items():
+        known[id] = {**added(id, token["content"]), **{k: v for k, v in token.items() if k in added(0, "")}, "id": id}
+    return {**definition, "added_tokens": [known[id] for id in sorted(known)]}
 
 
 def read_tokenizer(path: str | Path) -> Subword:

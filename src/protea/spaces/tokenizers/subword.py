@@ -78,7 +78,7 @@ class Subword(Tokenizer):
                 f"The text has the byte {ord(wrong[0]) - 0xDC00:#04x}, which is not UTF-8.",
                 "This tokenizer knows only characters: convert the text to UTF-8.",
             )
-        found = iter(backend(self.source).encode_batch(whole, add_special_tokens=False))
+        found = iter(_of_text(self.source).encode_batch(whole, add_special_tokens=False))
         out: list[list[int]] = [[] for _ in texts]
         for n, part in zip(owner, parts):
             out[n] += self._spell(part) if BROKEN.match(part) else self._spelt(next(found), part)
@@ -91,6 +91,12 @@ class Subword(Tokenizer):
 
     def _spelt(self, encoding: Any, text: str) -> list[int]:
         """The ids, with words that have no pieces spelt where every byte has a token."""
+        if (of_byte := _bytes_of_unknown(self.source)) is not None:
+            no_piece = _unknown_piece(self.source)
+            whole = zip(encoding.ids, encoding.tokens)
+            return [
+                i for id, piece in whole for i in ([of_byte[b] for b in piece.encode()] if id == no_piece else [id])
+            ]
         unknown = _unknown(self.source)
         if unknown is None or unknown not in encoding.ids or not self.lossless:
             return encoding.ids
@@ -159,6 +165,30 @@ def backend(source: str, marked: bool = False) -> Any:
 
 
 @lru_cache(maxsize=32)
+def _of_text(source: str) -> Any:
+    """`backend` for text. A unigram model would find names of special pieces and of bytes in it: they get others."""
+    value = json.loads(source)
+    if value["model"].get("type") != "Unigram":
+        return backend(source)
+    special = {t["id"] for t in value["added_tokens"] if t["special"]} | {value["model"].get("unk_id")}
+    hidden = special | set(_bytes_of_unknown(source) or ())
+    vocab = [[f"\U0010ffff{i}" if i in hidden else p, s] for i, (p, s) in enumerate(value["model"]["vocab"])]
+    tokens = [t for t in value["added_tokens"] if t["id"] not in special]
+    model = {**value["model"], "vocab": vocab, "byte_fallback": False}
+    return backend(canonical({**value, "added_tokens": tokens, "model": model}))
+
+
+@lru_cache(maxsize=32)
+def _bytes_of_unknown(source: str) -> tuple[int, ...] | None:
+    """Ids of the bytes 0 .. 255 by which a unigram model writes what it has no piece for, or None."""
+    model = json.loads(source)["model"]
+    if model.get("type") != "Unigram" or not model.get("byte_fallback"):
+        return None
+    ids = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
+    return tuple(ids[f"<0x{b:02X}>"] for b in range(256)) if f"<0x{255:02X}>" in ids else None
+
+
+@lru_cache(maxsize=32)
 def _size(source: str) -> int:
     return 1 + max(backend(source).get_vocab().values(), default=-1)
 
@@ -218,3 +248,9 @@ def _byte_ids(source: str) -> list[int]:
 def _unknown(source: str) -> int | None:
     name = json.loads(source)["model"].get("unk_token")
     return None if name is None else backend(source).token_to_id(name)
+
+
+@lru_cache(maxsize=32)
+def _unknown_piece(source: str) -> int | None:
+    """Of a unigram model, which tells the id alone."""
+    return json.loads(source)["model"].get("unk_id")
