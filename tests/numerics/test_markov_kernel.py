@@ -95,14 +95,24 @@ def test_ties_go_to_the_lower_state(k: int, dtype: torch.dtype):
     assert (viterbi(log_b, d, packed)[0] == k // 2).all()
 
 
-@pytest.mark.parametrize("k", [3, 16])
-def test_rows_of_codes_are_looked_up(k: int):
-    packed, d = Packed(LENGTHS, 70), chain(k, torch.float64)
+@pytest.mark.parametrize("forbidden", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_codes_are_looked_up_and_counted(k: int, dtype: torch.dtype, forbidden: bool):
+    packed, d = Packed(LENGTHS, 70), chain(k, dtype, "one", forbidden)
     g = torch.Generator().manual_seed(0)
-    table, codes = torch.randn(6, k, generator=g, dtype=torch.float64), torch.randint(6, (packed.total,), generator=g)
-    table[2] = -torch.inf
+    table, codes = torch.randn(6, k, generator=g).to(dtype), torch.randint(5, (packed.total,), generator=g)
+    codes[packed.row == 4], table[5] = 5, -torch.inf  # one sequence is impossible
+    weights = torch.linspace(0.5, 2, packed.count, dtype=torch.float64)
     for got, want in zip(viterbi(table, d, packed, codes), viterbi(table[codes], d, packed)):
         assert torch.equal(got, want)
+    want, got = scan.smooth(table[codes], d, packed, weights), scan.smooth_codes(table, codes, d, packed, weights)
+    counts = torch.zeros(6, k, dtype=torch.float64).index_add_(0, codes, want.gamma.double())
+    close = 1e-12 if dtype == torch.float64 else 1e-5
+    assert torch.allclose(got.gamma, counts, rtol=close) and (got.gamma[5] == 0).all()
+    assert want.log_prob[4] == -torch.inf and torch.equal(scan.evidence(table, d, packed, codes), want.log_prob)
+    for name in ("log_prob", "start", "transition", "last"):
+        assert torch.allclose(getattr(got, name), getattr(want, name), rtol=close), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

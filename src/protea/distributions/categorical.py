@@ -109,16 +109,25 @@ class Categorical(Family):
         cells = codes + self.size * torch.arange(self.columns, device=x.device)
         return torch.where(known, cells, self.columns * self.size)
 
-    def density(self, own: slice | None = None) -> Density:
+    def _flat(self, own: slice | None) -> Tensor:
+        """The table by code, (d * levels + 1, members), with zeros for unknown codes."""
         table = self.log_table if own is None else self.log_table[own]
         flat = table.permute(1, 2, 0).reshape(self.columns * self.size, -1)
-        flat = torch.cat((flat, flat.new_zeros(1, flat.shape[1])))
-        by_member = flat.T.contiguous()
+        return torch.cat((flat, flat.new_zeros(1, flat.shape[1])))
+
+    def by_code(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        return (self._flat(None), self._cells(x, None)[:, 0]) if self.columns == 1 else None
+
+    def counted(self, n: Tensor) -> Stats:
+        return {"n": n[:-1].T.reshape(self.members, 1, self.size)}
+
+    def density(self, own: slice | None = None) -> Density:
+        flat = self._flat(own)
 
         def score(x: Tensor, observed: Tensor | None) -> Tensor:
             cells = self._cells(x, observed)
-            if self.columns == 1:  # by columns, as scans over time want it
-                return by_member.gather(1, cells.T.expand(len(by_member), -1)).T
+            if self.columns == 1:
+                return flat.index_select(0, cells[:, 0])
             return embedding_bag(cells, flat, mode="sum")
 
         return score
@@ -129,15 +138,11 @@ class Categorical(Family):
         own = own or slice(0, self.members)
         cells = self._cells(x, observed)
         r = r.double()
-        counts = r.new_zeros(r.shape[1], self.columns * self.size + 1)
-        by_code = r.new_zeros(counts.shape[1], counts.shape[0])
+        counts = r.new_zeros(self.columns * self.size + 1, r.shape[1])
         for column in cells.T:
-            if r.stride(0) == 1:  # by columns, as scans over time give weights
-                counts.scatter_add_(1, column.expand(r.T.shape), r.T)
-            else:
-                by_code.index_add_(0, column, r)
+            counts.index_add_(0, column, r)
         n = counts.new_zeros(self.members, self.columns, self.size)
-        n[own] = (counts + by_code.T)[:, :-1].view(-1, self.columns, self.size)
+        n[own] = counts[:-1].T.reshape(-1, self.columns, self.size)
         return {"n": n}
 
     @torch.no_grad()

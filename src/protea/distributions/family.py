@@ -96,6 +96,14 @@ class Family(nn.Module, ABC):
         """The compiled pass for rows like x of members `own`; None where there is none, or a gradient is asked."""
         return None
 
+    def by_code(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Where observations are single codes: log p(code | k), (M, members), and the code of each row (B,)."""
+        return None
+
+    def counted(self, n: Tensor) -> Stats:
+        """What `expect` returns, from sums of the weights of each code (M, members); of families with `by_code`."""
+        raise NotImplementedError
+
     @abstractmethod
     def maximise(self, stats: Stats) -> None:
         """Set every member to the maximiser; a member without weight, and without a prior, keeps what it has."""
@@ -128,6 +136,10 @@ class Family(nn.Module, ABC):
     def fill(self, x: Tensor, observed: Tensor) -> Tensor:
         """E[x | x_o, k] of every member, (B, members, *event); of a category, its probabilities' mode is not a mean:
         such families return the most probable value."""
+
+    def deviations(self, observed: Tensor) -> Tensor | None:
+        """Of members that are normal given x_o, the deviation of each entry, (B, members, *event); 0 where observed."""
+        return None
 
     def blend(self, x: Tensor, observed: Tensor, r: Tensor) -> Tensor:
         """E[x | x_o] of the mixture with weights r (B, members), (B, *event); of categories the most probable code."""

@@ -30,7 +30,7 @@ struct Call {  // row-major arrays of the kernel's type where it says void; see 
     const int64_t *order, *start, *length;  // sequences, longest first; their first rows; their numbers of steps
     const int64_t* codes;                   // of each row, or null
     const void *log_b, *pi, *a, *last, *weights;  // pi is a logarithm; for Viterbi so are a and last
-    void *gamma, *finals;
+    void *gamma, *first, *finals;
     double *pairs, *counts, *log_p;
     uint8_t* lost;
     int64_t* path;
@@ -38,15 +38,30 @@ struct Call {  // row-major arrays of the kernel's type where it says void; see 
 
 template <class T> constexpr int W = Lanes<T>::count;
 
-template <class T, class Op> static inline T fold(vec_of<T> v, Op op) {  // lanes, halved again and again
-    T x[W<T>];
-    memcpy(x, &v, sizeof v);
-    for (int half = W<T> / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = op(x[i], x[i + half]);
-    return x[0];
+// The sum, or the like, of all N lanes, in each lane: halves turned onto each other again and again.
+template <class I, int N, int HALF, class V, class Op> static inline V folded(V v, Op op) {
+    V turned;
+#ifdef __clang__
+    for (int i = 0; i < N; i++) turned[i] = v[(i + HALF) % N];
+#else
+    I at = {};
+    for (int i = 0; i < N; i++) at[i] = (i + HALF) % N;
+    turned = __builtin_shuffle(v, at);
+#endif
+    v = op(v, turned);
+    if constexpr (HALF > 1) v = folded<I, N, HALF / 2>(v, op);
+    return v;
 }
-template <class T> static inline T sum_of(vec_of<T> v) { return fold<T>(v, [](T a, T b) { return a + b; }); }
-template <class T> static inline T max_of(vec_of<T> v) { return fold<T>(v, [](T a, T b) { return a > b ? a : b; }); }
+template <class T> using ivec_of = typename Lanes<T>::ivec;
+template <class T> static inline vec_of<T> sum_of(vec_of<T> v) {
+    return folded<ivec_of<T>, W<T>, W<T> / 2>(v, [](auto a, auto b) { return a + b; });
+}
+template <class T> static inline vec_of<T> max_of(vec_of<T> v) {
+    return folded<ivec_of<T>, W<T>, W<T> / 2>(v, [](auto a, auto b) { return maximum(a, b); });
+}
+template <class T> static inline ivec_of<T> least_of(ivec_of<T> v) {
+    return folded<ivec_of<T>, W<T>, W<T> / 2>(v, [](auto a, auto b) { return a < b ? a : b; });
+}
 
 // e^x; zero where that is below the type's smallest number, and NaN stays.
 template <class T> static inline vec_of<T> power(vec_of<T> x) {
@@ -185,7 +200,7 @@ static double emissions(const Call& c, const Chain<T>& chain, Group<T>& s, int g
             if (!t) store(b + j, load(b + j) + load(&chain.pi[j]));
             high = maximum(high, load(b + j));
         }
-        T top = max_of<T>(high);
+        T top = max_of<T>(high)[0];
         if (top == T(-INF)) top = 0;
         for (int j = 0; j < s.kp; j += W<T>) store(b + j, power<T>(load(b + j) - top));
         taken += top;
@@ -209,7 +224,7 @@ static void forward_step(const Chain<T>& chain, Group<T>& s, int64_t t, Scale* s
         for (int g = 0; g < G; g++)
             for (int j = 0; j < s.kp; j += W<T>) then(g, j, all(T(1)));
     for (int g = 0; g < G; g++) {
-        T c = sum_of<T>(sum[g]), inv = 1 / c;
+        T c = sum_of<T>(sum[g])[0], inv = 1 / c;
         scale[g].times(c);
         s.inv[g][t & s.keep] = inv;
         for (int j = 0; j < s.kp; j += W<T>) store(now[g] + j, load(now[g] + j) * inv);
@@ -240,6 +255,7 @@ static void backward_step(const Call& c, const Chain<T>& chain, Group<T>& s, int
         int64_t row = s.row[g] + t;
         T* from = gamma + g * s.kp;
         if (c.gamma) copy(from, (T*)c.gamma + row * chain.k, chain.k, chain.k, T(0));
+        if (c.first && !t) copy(from, (T*)c.first + s.id[g] * chain.k, chain.k, chain.k, T(0));
         if (counts)
             for (int j = 0; j < chain.k; j++) counts[c.codes[row] * chain.k + j] += from[j];
     }
@@ -350,7 +366,7 @@ template <class T, int G> static void viterbi_step(const Call& c, const Chain<T>
     for (int g = 0; g < G && t % LEVEL == 0; g++) {
         auto high = load(now[g]);
         for (int j = W<T>; j < s.kp; j += W<T>) high = maximum(high, load(now[g] + j));
-        T top = max_of<T>(high);
+        T top = max_of<T>(high)[0];
         if (!(top > T(-INF))) continue;
         level[g] += top;
         for (int j = 0; j < s.kp; j += W<T>) store(now[g] + j, load(now[g] + j) - top);
@@ -359,20 +375,19 @@ template <class T, int G> static void viterbi_step(const Call& c, const Chain<T>
 
 // The first i of the largest delta(i) + a(i), and that.
 template <class T> static inline int best(const T* delta, const T* a, int kp, T& top) {
-    typedef typename Lanes<T>::ivec ivec;
     auto high = load(delta) + load(a);
-    ivec at = {}, now = {};
+    ivec_of<T> at, now;
+    for (int l = 0; l < W<T>; l++) now[l] = l;
+    at = now;
     for (int j = W<T>; j < kp; j += W<T>) {
         auto x = load(delta + j) + load(a + j);
         now += W<T>;
         at = x > high ? now : at;
         high = maximum(x, high);
     }
-    top = max_of<T>(high);
-    int first = kp;
-    for (int l = 0; l < W<T>; l++)
-        if (high[l] == top) first = std::min<int>(first, at[l] + l);
-    return first == kp ? 0 : first;
+    const auto most = max_of<T>(high);
+    top = most[0];
+    return least_of<T>(high == most ? at : ivec_of<T>{} + kp - 1)[0];
 }
 
 template <class T> static void viterbi(const Call& c) {

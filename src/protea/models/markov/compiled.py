@@ -17,8 +17,8 @@ from protea.kernels import compiled
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.packed import Packed
 
-SUMS = 1 << 16  # most entries of a table of codes whose expected counts are summed within the scan
-OUTPUTS = {"gamma", "finals", "pairs", "counts", "log_p", "lost", "path"}
+SUMS = 1 << 14  # most entries of a table of codes whose expected counts are summed within the scan
+OUTPUTS = {"gamma", "first", "finals", "pairs", "counts", "log_p", "lost", "path"}
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -28,8 +28,8 @@ class Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("count", "k", "codes_of", "threads", "watch", "last_rows")),
         *((name, ctypes.c_void_p) for name in (
-            "order", "start", "length", "codes", "log_b", "pi", "a", "last", "weights", "gamma", "finals", "pairs",
-            "counts", "log_p", "lost", "path",
+            "order", "start", "length", "codes", "log_b", "pi", "a", "last", "weights", "gamma", "first", "finals",
+            "pairs", "counts", "log_p", "lost", "path",
         )),
     ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def ready(log_b: Tensor) -> bool:
 
 
 def forward(
-    log_b: Tensor, dynamics: Dynamics, packed: Packed, alpha: Tensor | None = None, codes: Tensor | None = None
+    log_b: Tensor, dynamics: Dynamics, packed: Packed, codes: Tensor | None = None, alpha: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """log p (B,) and which sequences are impossible (B,); fills alpha (N, K), the filtered states, if given."""
     log_p, lost = _per_sequence(packed)
@@ -57,14 +57,15 @@ def forward(
 
 
 def forward_backward(
-    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None, gamma: Tensor, watch: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `scan.Pass`; fills gamma, which may be log b."""
+    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None, codes: Tensor | None = None,
+    **given: Tensor | int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The fields of `scan.Pass`. Fills gamma (N, K), which may be log b, or counts (M, K) of codes; `watch`es beta."""
     (log_p, lost), k = _per_sequence(packed), log_b.shape[1]
     pairs, last = torch.zeros(k, k, dtype=torch.float64), log_b.new_zeros(packed.count, k)
     share = None if weights is None else weights.to(log_b)
-    _run("forward_backward", log_b, dynamics, packed, weights=share, gamma=gamma, pairs=pairs, finals=last,
-         log_p=log_p, lost=lost, watch=int(watch))  # fmt: skip
+    _run("forward_backward", log_b, dynamics, packed, codes=codes, weights=share, pairs=pairs, finals=last,
+         log_p=log_p, lost=lost, codes_of=0 if codes is None else len(log_b), **given)  # fmt: skip
     return log_p, lost, pairs, last
 
 

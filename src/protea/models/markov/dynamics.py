@@ -38,8 +38,8 @@ class Dynamics:
 class Posterior:
     """What forward-backward gives, weighted by the sequences' weights g where some were given.
 
-    log_prob (B,), without g; gamma (N, K); start, transition, last: derivatives of \\sum_b g_b log p(x_b) with respect
-    to pi (K,), A (K, K) and e (B, K) of each sequence, zero where the probability is zero.
+    log_prob (B,), without g; gamma (N, K), or its sums by code (M, K); start, transition, last: derivatives of
+    \\sum_b g_b log p(x_b) with respect to pi (K,), A (K, K) and e (B, K) of each sequence, zero where that is zero.
     """
 
     log_prob: Tensor

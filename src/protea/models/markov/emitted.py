@@ -17,6 +17,14 @@ from protea.distributions.covariance import CHUNK
 from protea.distributions.family import Family
 
 
+def by_code(emission: Family, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """log b of packed steps, (N, K), or by code, with the steps' codes (N,), where that is shorter."""
+    found = None if torch.is_grad_enabled() else emission.by_code(rows)
+    if found is None or len(found[0]) > len(rows):
+        return log_b(emission, rows, dtype), None
+    return found[0].to(dtype), found[1]
+
+
 def chunks(emission: Family, rows: Tensor, width: int = 0) -> Iterator[slice]:
     """Slices of packed steps (N, *event); `width` is the number of entries that a step takes, if that is known."""
     width = width or max(emission.members * emission.width, math.prod(emission.event))
@@ -26,17 +34,16 @@ def chunks(emission: Family, rows: Tensor, width: int = 0) -> Iterator[slice]:
 
 
 def log_b(
-    emission: Family, rows: Tensor, dtype: torch.dtype, observed: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """log b (N, K) of packed steps; differentiable. In `out`, if given, where no gradient is asked for."""
+    emission: Family, rows: Tensor, dtype: torch.dtype, observed: Tensor | None = None
+) -> Tensor:
+    """log b (N, K) of packed steps; differentiable."""
     if not len(rows):
         return torch.zeros(0, emission.members, dtype=dtype, device=rows.device)
     if torch.is_grad_enabled():
         density = emission.density()
         seen = (None if observed is None else observed[i] for i in chunks(emission, rows))
         return torch.cat([density(rows[i], o).to(dtype) for i, o in zip(chunks(emission, rows), seen)])
-    out = torch.empty(len(rows), emission.members, dtype=dtype, device=rows.device) if out is None else out
+    out = torch.empty(len(rows), emission.members, dtype=dtype, device=rows.device)
     linear, density = emission.linear() if observed is None else None, None
     for i in chunks(emission, rows, 0 if linear is None else max(linear.eta.shape)):
         phi = None if linear is None else linear.phi(rows[i])

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +46,21 @@ from protea.rng import Streams, fold
 from protea.space import Rows
 
 MEMORY = 1 << 22  # entries of alpha, by which sequences of a batch are taken in turn
+
+
+class Prepared(NamedTuple):
+    """What a scan over time is given: the layout, the packed steps, log b of each (N, K), or of each code (M, K) and
+    the steps' codes (N,), and the chain's probabilities."""
+
+    packed: Packed
+    rows: Tensor
+    log_b: Tensor
+    codes: Tensor | None
+    dynamics: Dynamics
+
+    def each(self) -> Tensor:
+        """log b of each step, (N, K)."""
+        return self.log_b if self.codes is None else self.log_b[self.codes]
 
 
 class HiddenMarkov(Normalised, Countable, Conditionable):
@@ -142,24 +158,22 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         out = torch.zeros(packed.count, dtype=torch.float64, device=packed.lengths.device)
         return torch.where(packed.lengths == 0, self.chain.empty().log(), out) if self.chain.ends else out
 
-    def _prepared(
-        self, x: Tensor, states: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Packed, Tensor, Tensor, Dynamics]:
-        """The layout, the packed steps, their log b, and the chain's probabilities."""
+    def _prepared(self, x: Tensor, states: Tensor | None, lengths: Tensor | None) -> Prepared:
         packed = self.layout(x, lengths)
         rows = packed.pack(x)
-        log_b = self._known(self._log_b(rows), packed, x, states)
-        return packed, rows, log_b, self._dynamics(packed)
+        if states is None:
+            log_b, codes = emitted.by_code(self.emission, rows, self.precision)
+        else:
+            log_b, codes = self._known(self._log_b(rows), packed, x, states), None
+        return Prepared(packed, rows, log_b, codes, self._dynamics(packed))
 
-    def _known(self, log_b: Tensor, packed: Packed, x: Tensor, states: Tensor | None) -> Tensor:
+    def _known(self, log_b: Tensor, packed: Packed, x: Tensor, states: Tensor) -> Tensor:
         """log b with -inf for all states but the one that is known."""
-        if states is not None:
-            if states.shape != x.shape[:2] or int(states.max()) >= self.states:
-                raise DataError(f"Known states of shape {tuple(states.shape)} up to {int(states.max())} do not fit.",
-                                f"Give {tuple(x.shape[:2])} of 0 .. {self.states - 1}, -1 for unknown.")  # fmt: skip
-            z = packed.pack(states)[:, None]
-            log_b = torch.where((z < 0) | (z == torch.arange(self.states, device=z.device)), log_b, -math.inf)
-        return log_b
+        if states.shape != x.shape[:2] or int(states.max()) >= self.states:
+            raise DataError(f"Known states of shape {tuple(states.shape)} up to {int(states.max())} do not fit.",
+                            f"Give {tuple(x.shape[:2])} of 0 .. {self.states - 1}, -1 for unknown.")  # fmt: skip
+        z = packed.pack(states)[:, None]
+        return torch.where((z < 0) | (z == torch.arange(self.states, device=z.device)), log_b, -math.inf)
 
     def log_prob(
         self, x: Tensor, cond: Tensor | None = None, *, states: Tensor | None = None, lengths: Tensor | None = None
@@ -176,9 +190,12 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         out: list[Tensor] = []
         for i in self._turns(x):
             given = (None if v is None else v[i] for v in (states, lengths))
-            packed, _, log_b, dynamics = self._prepared(x[i], *given)
-            score = log_likelihood if torch.is_grad_enabled() else scan.evidence
-            out.append(score(log_b, dynamics, packed) + self._evidence(packed))
+            p = self._prepared(x[i], *given)
+            if torch.is_grad_enabled():
+                log_p = log_likelihood(p.log_b, p.dynamics, p.packed)
+            else:
+                log_p = scan.evidence(p.log_b, p.dynamics, p.packed, p.codes)
+            out.append(log_p + self._evidence(p.packed))
         return torch.cat(out)
 
     def _turns(self, x: Tensor) -> Iterator[slice]:
@@ -197,8 +214,9 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
     @torch.no_grad()
     def posterior(self, x: Tensor, *, states: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """gamma: p(z_t = k | x), (B, T', K); zero beyond the end."""
-        packed, _, log_b, dynamics = self._prepared(x, states, lengths)
-        return packed.unpack(scan.smooth(log_b, dynamics, packed, None, log_b).gamma)
+        p = self._prepared(x, states, lengths)
+        log_b = p.each()
+        return p.packed.unpack(scan.smooth(log_b, p.dynamics, p.packed, None, log_b).gamma)
 
     @torch.no_grad()
     def decode(self, x: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -206,16 +224,16 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
 
         Ways through silent states between two states that emit are summed (in a profile there is only one).
         """
-        packed, _, log_b, dynamics = self._prepared(x, None, lengths)
-        path, log_p = viterbi(log_b, dynamics, packed)
-        return packed.unpack(path, -1), log_p + self._evidence(packed)
+        p = self._prepared(x, None, lengths)
+        path, log_p = viterbi(p.log_b, p.dynamics, p.packed, p.codes)
+        return p.packed.unpack(path, -1), log_p + self._evidence(p.packed)
 
     @torch.no_grad()
     def sample_paths(self, x: Tensor, *, rng: Streams, lengths: Tensor | None = None) -> Tensor:
         """A path drawn from p(z | x), (B, T'), -1 beyond the end; row i uses stream i."""
-        packed, _, log_b, dynamics = self._prepared(x, None, lengths)
-        u = packed.pack(rng.child("path").uniform(x.shape[1], dtype=torch.float64))
-        return packed.unpack(decode.sample_paths(u, log_b, dynamics, packed), -1)
+        p = self._prepared(x, None, lengths)
+        u = p.packed.pack(rng.child("path").uniform(x.shape[1], dtype=torch.float64))
+        return p.packed.unpack(decode.sample_paths(u, p.each(), p.dynamics, p.packed), -1)
 
     # ---- Baum-Welch ----
 
@@ -237,10 +255,15 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
 
     def _expect(self, x: Tensor, states: Tensor | None, lengths: Tensor | None, weights: Tensor | None) -> Stats:
         g = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
-        packed, rows, log_b, dynamics = self._prepared(x, states, lengths)
-        p = scan.smooth(log_b, dynamics, packed, None if weights is None else g, log_b)
+        packed, rows, log_b, codes, dynamics = self._prepared(x, states, lengths)
+        share = None if weights is None else g
+        if codes is None:
+            p = scan.smooth(log_b, dynamics, packed, share, log_b)
+            found = emitted.statistics(self.emission, rows, p.gamma, self._emission_dtype())
+        else:
+            p = scan.smooth_codes(log_b, codes, dynamics, packed, share)
+            found = self.emission.counted(p.gamma)
         stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
-        found = emitted.statistics(self.emission, rows, p.gamma, self._emission_dtype())
         log_p = p.log_prob + self._evidence(packed)
         stats["log_prob"] = torch.where(g > 0, g * log_p, 0.0).sum()
         if self.lengths is not None:

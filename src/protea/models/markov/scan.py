@@ -20,6 +20,7 @@ again with logarithms (`log_scan.py`), which loses nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def _pass(
 ) -> Pass:
     """Rows of gamma, and parts of sums, of sequences that may have lost a path are left out."""
     if compiled.ready(log_b):
-        return Pass(*compiled.forward_backward(log_b, dynamics, packed, weights, gamma, watch))
+        return Pass(*compiled.forward_backward(log_b, dynamics, packed, weights, gamma=gamma, watch=watch))
     zeros = torch.zeros_like(dynamics.transition)
     if not packed.total:
         nobody = torch.zeros_like(packed.lengths)
@@ -100,7 +101,7 @@ def _mended(
     found: Pass, gamma: Tensor, log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None
 ) -> Posterior:
     """The posterior, with the recursion in logarithms for those that were lost."""
-    log_p, pairs, last = found.log_prob, torch.where(dynamics.transition > 0, found.pairs, 0.0), found.last
+    log_p, pairs, last = found.log_prob, found.pairs, found.last
     lost = found.lost.nonzero()[:, 0]
     if len(lost):
         part, rows = packed.only(lost)
@@ -108,18 +109,43 @@ def _mended(
         p = log_scan.smooth(log_b[rows], dynamics.only(lost), part, share)
         log_p[lost], gamma[rows], last[lost] = p.log_prob, p.gamma.to(gamma), p.last.to(last)
         pairs = pairs + p.transition.to(pairs)
-    start = gamma[packed.first].sum(0)
-    return Posterior(log_p, gamma, torch.where(dynamics.start > 0, start / dynamics.start, 0.0), pairs, last)
+    return _posterior(log_p, gamma, gamma[packed.first], pairs, last, dynamics)
 
 
-def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
-    """log p(x) (B,) of packed log b (N, K): forward only, where nothing can be lost.
+def smooth_codes(
+    table: Tensor, codes: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None
+) -> Posterior:
+    """The posterior of codes (N,) whose log b are rows of a table (M, K), with sums by code in place of gamma.
+
+    Neither log b nor gamma is written out where the sums fit the cache.
+    """
+    counts = torch.zeros_like(table, dtype=torch.float64)
+    if compiled.ready(table) and table.numel() <= compiled.SUMS and loses_nothing(dynamics, table.dtype):
+        first = table.new_zeros(packed.count, table.shape[1])
+        found = Pass(*compiled.forward_backward(table, dynamics, packed, weights, codes, counts=counts, first=first))
+        log_p = torch.where(found.lost, -torch.inf, found.log_prob)
+        return _posterior(log_p, counts, first, found.pairs, found.last, dynamics)
+    p = smooth(table[codes], dynamics, packed, weights)
+    return replace(p, gamma=counts.index_add_(0, codes, p.gamma.double()))
+
+
+def _posterior(
+    log_p: Tensor, gamma: Tensor, first: Tensor, pairs: Tensor, last: Tensor, dynamics: Dynamics
+) -> Posterior:
+    """`first` (..., K) is gamma of first steps."""
+    start = first.double().sum(0)
+    start = torch.where(dynamics.start > 0, start / dynamics.start, 0.0)
+    return Posterior(log_p, gamma, start, torch.where(dynamics.transition > 0, pairs, 0.0), last)
+
+
+def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed, codes: Tensor | None = None) -> Tensor:
+    """log p(x) (B,) of packed log b (N, K), or of codes (N,) and a row for each code: forward only, if nothing is lost.
 
     A probability of zero is then exact: where steps cannot lose anything, only an impossible step gives it.
     """
     if not loses_nothing(dynamics, log_b.dtype) or not compiled.ready(log_b):
-        return smooth(log_b, dynamics, packed).log_prob
-    log_p, lost = compiled.forward(log_b, dynamics, packed)
+        return smooth(log_b if codes is None else log_b[codes], dynamics, packed).log_prob
+    log_p, lost = compiled.forward(log_b, dynamics, packed, codes)
     return torch.where(lost, -torch.inf, log_p)
 
 
@@ -127,7 +153,7 @@ def filtered(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> Tensor:
     """p(z_t | x_1 .. x_t), (N, K): what is known of the present state, from the past alone."""
     if loses_nothing(dynamics, log_b.dtype) and compiled.ready(log_b):
         alpha = torch.empty_like(log_b)
-        compiled.forward(log_b, dynamics, packed, alpha)
+        compiled.forward(log_b, dynamics, packed, alpha=alpha)
         return alpha
     log_alpha = log_scan.log_alpha(log_b, dynamics, packed)
     top = log_alpha.amax(2, keepdim=True)
