@@ -15,6 +15,8 @@ from protea.data import open_data
 from protea.errors import DataError, NotSupported
 from protea.inference.labelling import encode_unlabelled, labelling
 from protea.inference.posterior import normalise, posterior
+from protea.models.boltzmann.rbm import RBM
+from protea.models.boltzmann.units import Binomial
 from protea.rng import Streams
 from protea.space import Rows, Space
 from protea.spaces import Table, Vector
@@ -171,3 +173,28 @@ def test_accuracy_on_real_data(model: str, data: str, least: float, evidence):
     evidence(id="TR-04", system="Bayes classifier", claim=f"accuracy of {model}, held-out {data} ({found.exactness}), "
              f"AUC {figures['auc'].value:.3f}", reference="labels", reached=figures["accuracy"].value, tolerance=least,
              at_least=True)  # fmt: skip
+
+
+def test_the_constant_of_a_boltzmann_machine_cancels(evidence):
+    """p(y | v) of a machine with a label layer, against p(v, y) summed over the hidden states, label by label."""
+    torch.manual_seed(1)
+    units = Binomial(4, 3)
+    model = RBM((4,), units, 3, dtype=torch.float64).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.8)
+    model.space = Vector(tuple("abcd"), ("x", "y", "z"))
+    v = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4)), dtype=torch.float64)
+    h = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)), dtype=torch.float64)
+    b, w, c = (p.detach() for p in (units.bias, units.weight, model.bias))
+    label = {name: p.detach() for name, p in model.label.named_parameters()}  # type: ignore[union-attr]
+    joint = torch.stack([
+        torch.logsumexp((v @ b)[:, None] + label["bias"][y] + (v @ w + c + label["weight"][y]) @ h.T, 1)
+        for y in range(3)
+    ], 1)  # fmt: skip
+    got = posterior(model, v)
+    assert got.exactness == "exact"
+    evidence(
+        id="TR-04", system="Bayes classifier", claim="p(y | v) of a restricted Boltzmann machine with labels",
+        reference="sum over the hidden states of every label",
+        reached=float((got.log_prob.exp() - joint.softmax(1)).abs().max()), tolerance=1e-12, unit="max abs",
+    )  # fmt: skip

@@ -11,6 +11,10 @@ A model with only a lower bound gives b(x, y) <= log p(x, y), and softmax_y b(x,
 the bound, the larger the error, and it does not even bound the posterior from one side. Such results say "bound". The
 same noise is used for every class of a row, which cancels most of it.
 
+An `Estimated` model knows log p(x, y) but for log Z, which is the same for every class and cancels: its posterior is
+exact although its likelihood is an estimate (of a restricted Boltzmann machine a softmax of free energies: Larochelle &
+Bengio 2008, "Classification using discriminative restricted Boltzmann machines").
+
 Source: Bayes 1763; for class-conditional generative models, Ng & Jordan 2002, "On Discriminative vs. Generative
 Classifiers".
 """
@@ -26,6 +30,7 @@ from protea.core import Bounded, Model, Normalised
 from protea.errors import NotSupported
 from protea.evaluation.likelihood import class_prior
 from protea.inference.labelling import labelling
+from protea.models.estimated import Estimated
 from protea.rng import Streams, fold
 
 ROWS = 512  # scored at once, for each class
@@ -35,7 +40,8 @@ class Posterior(NamedTuple):
     """p(y | x) of every row.
 
     Args:
-        log_joint: (B, classes) log p(x, y) in nats, or a lower bound of it.
+        log_joint: (B, classes) log p(x, y) in nats, or a lower bound of it; but for one constant where only an estimate
+            is known.
         log_prob: (B, classes) log p(y | x); its exponentials sum to 1.
         names: the classes.
         exactness: "exact", or "bound" where the model only bounds its likelihood.
@@ -68,7 +74,7 @@ def posterior(model: Model, x: Tensor, *, draws: int = 8, seed: int = 0) -> Post
     """p(y | x) of rows x (B, *event) by Bayes' rule; a table's target column of x is not read.
 
     Args:
-        model: `Normalised` (exact) or `Bounded` (marked "bound"), over labelled data.
+        model: `Normalised` or `Estimated` (exact) or `Bounded` (marked "bound"), over labelled data.
         draws: importance samples of a bound.
         seed: of their noise, the same for every class.
 
@@ -83,7 +89,7 @@ def posterior(model: Model, x: Tensor, *, draws: int = 8, seed: int = 0) -> Post
     >>> found.log_prob.exp()[0], found.label.tolist(), found.exactness
     (tensor([0.5000, 0.5000], dtype=torch.float64), [0, 1], 'exact')
     """
-    if not isinstance(model, (Normalised, Bounded)):
+    if not isinstance(model, (Normalised, Bounded, Estimated)):
         raise NotSupported(
             f"{type(getattr(model, 'inner', model)).__name__} has no likelihood, so Bayes' rule cannot be used.",
             "Choose a model that is exact or a bound: see the column 'can' of `protea models`.",
@@ -95,7 +101,8 @@ def posterior(model: Model, x: Tensor, *, draws: int = 8, seed: int = 0) -> Post
         found = class_prior(model)
         if found is None or len(found) != len(where.names):
             raise NotSupported("The model was trained without labels.", "Fit it on labelled data.")
-        prior = found
+        prior = found if not isinstance(model, Estimated) else prior  # log p* is of the joint already
+    exact = model.tight if isinstance(model, Estimated) else isinstance(model, Normalised)
     parts = []
     for start in range(0, len(x), ROWS):
         rows = x[start : start + ROWS].to(device)
@@ -107,10 +114,9 @@ def posterior(model: Model, x: Tensor, *, draws: int = 8, seed: int = 0) -> Post
                 log_p = model.log_prob(rows_c, label)
             else:
                 streams = Streams(fold(seed, "posterior"), torch.arange(start, start + len(rows)), device)
-                log_p = model.log_prob_bound(rows_c, label, rng=streams, k=draws)
+                score = model.unnormalised if isinstance(model, Estimated) else model.log_prob_bound
+                log_p = score(rows_c, label, rng=streams, k=draws)
             columns.append(log_p.double().cpu())
         parts.append(torch.stack(columns, 1) + prior.log())
     log_joint = torch.cat(parts) if parts else torch.zeros(0, len(where.names), dtype=torch.float64)
-    return Posterior(
-        log_joint, normalise(log_joint), where.names, "exact" if isinstance(model, Normalised) else "bound"
-    )
+    return Posterior(log_joint, normalise(log_joint), where.names, "exact" if exact else "bound")
