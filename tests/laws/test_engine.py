@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ needs_compiler = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 FUSED = (
     "gpt1", "gpt2", "gpt3", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "cohere2", "mixtral", "qwen2-moe",
     "qwen3-moe", "mpt", "mobilellm", "deepseek-v2", "deepseek-v3",
+    "mamba", "mamba2", "jamba",
 )  # fmt: skip
 KINDS = [
     ("llama", choose),
@@ -36,6 +39,8 @@ KINDS = [
     ("deepseek-v3", choose),
     ("jamba", choose),
     ("mamba", choose),
+    ("mamba", Apart),
+    ("mamba2", choose),
 ]
 
 
@@ -97,19 +102,20 @@ def test_company_changes_no_token(name, compute, evidence):
 @pytest.mark.parametrize("name", FUSED)
 @torch.inference_mode()
 def test_fused_logits_equal_the_models(name, evidence):
-    """Ragged texts in uneven pieces through the compiled kernels against one pass of PyTorch."""
-    net = model(name)
+    """Ragged texts in uneven pieces through the compiled kernels against one pass of PyTorch in float64."""
+    net = model(name, layers=1 if name == "mamba" else 3)  # noise in A_log makes deep ones ill-conditioned
     blocks = Blocks(1024, 96, block=4)
     fused = Fused(net, blocks, rows=16)
     x = torch.randint(0, V, (3, 60))
-    want, worst = net.logits(x), 0.0
+    want = deepcopy(net).double().logits(x)
     texts, got = [blocks.new() for _ in x], [[], [], []]
     for cuts in ((0, 7, 1), (7, 8, 30), (8, 13, 2), (13, 60, 60)):
         jobs = [Job(t, x[i, cuts[0] : cuts[1]].tolist(), cuts[1] - cuts[0]) for i, t in enumerate(texts)]
         for parts, said in zip(got, fused(jobs), strict=True):
             parts.append(said.logits)
     worst = (torch.stack([torch.cat(p) for p in got]) - want).abs().max() / want.abs().max()
-    evidence(id="AR-05", system="Decoding engine", claim=f"fused kernels, {name}: logits", reference="the model",
+    evidence(id="AR-05", system="Decoding engine", claim=f"fused kernels, {name}: logits",
+             reference="the model in float64",
              reached=worst, tolerance=1e-5, unit="relative")  # fmt: skip
     alone = blocks.new()
     one_by_one = torch.cat([fused([Job(alone, [i], 1)])[0].logits for i in x[0].tolist()])

@@ -17,6 +17,7 @@
 #include "latent.h"
 #include "plan.h"
 #include "products.h"
+#include "states.h"
 
 struct Barrier {
     std::atomic<int> waiting{0}, round{0};
@@ -33,13 +34,13 @@ struct Barrier {
     }
 };
 
-// n: k, segments, rows of each, where each is written, width of a row of the result, adds, activation, rows taken at once
+// n: k, segments, rows of each, where each is written, width of a row of the result, adds, activation, rows taken at once, width of a row read
 static void linear(const Op& o, int rows, std::atomic<int32_t>& next) {
     const int k = o.n[0], segments = o.n[1], stride = o.n[8], add = o.n[9], act = o.n[10];
     const bool glu = o.kind == GLU;
     const float* x = o.p[0];
     float* y = o.p[1];
-    int chunk = o.n[11];
+    const int chunk = o.n[11], xs = o.n[12];
     float out[GROUP * CHUNK], up[GROUP * CHUNK];
     int piece = next.fetch_add(1, std::memory_order_relaxed), before = 0;
     for (int s = 0; s < (glu ? 1 : segments); s++) {
@@ -48,9 +49,9 @@ static void linear(const Op& o, int rows, std::atomic<int32_t>& next) {
             const int r0 = (piece - before) * chunk, m = r0 + chunk < n ? chunk : n - r0;
             for (int b0 = 0; b0 < rows; b0 += GROUP) {
                 const int bs = rows - b0 < GROUP ? rows - b0 : GROUP;
-                const float* xb = x + (int64_t)b0 * k;
-                product(o.p[2 + s] + (int64_t)r0 * k, xb, k, k, m, bs, out);
-                if (glu) product(o.p[3] + (int64_t)r0 * k, xb, k, k, m, bs, up);
+                const float* xb = x + (int64_t)b0 * xs;
+                product(o.p[2 + s] + (int64_t)r0 * k, xb, xs, k, m, bs, out);
+                if (glu) product(o.p[3] + (int64_t)r0 * k, xb, xs, k, m, bs, up);
                 for (int b = 0; b < bs; b++) {
                     float* to = y + (int64_t)(b0 + b) * stride + o.n[5 + s] + r0;
                     float* from = out + b * CHUNK;
@@ -83,6 +84,9 @@ static void run(const Op& o, const Step& s, std::atomic<int32_t>& next, int thre
         case REMEMBER: return remember(o, s, thread, threads);
         case ATTEND: return attend(o, s, thread, threads);
         case EXPERTS: return experts(o, s, next, thread);
+        case CONVOLVE: return convolve(o, s, thread, threads);
+        case SCAN: return scan(o, s, thread, threads);
+        case SCAN_HEADS: return scan_heads(o, s, thread, threads);
         case REMEMBER_LATENT: return remember_latent(o, s, thread, threads);
         case ABSORB: return absorb(o, rows, next);
         case EXPAND: return expand(o, rows, next);
@@ -96,11 +100,12 @@ static void run(const Op& o, const Step& s, std::atomic<int32_t>& next, int thre
                 for (int i = 0; i < d; i++) y[i] = e[i] * o.f[0] + (at ? at[i] : 0.0f);
                 break;
             }
-            case NORM: norm_row(o.p[0] + (int64_t)b * d, y, o.p[2], o.p[3], d, o.f[0], o.f[1], o.n[1]); break;
+            case NORM: norm_row(o.p[0] + (int64_t)b * o.n[2], o.p[1] + (int64_t)b * o.n[2], o.p[2], o.p[3], d, o.f[0], o.f[1], o.n[1]); break;
             case ADD:
                 for (int i = 0; i < d; i++) y[i] += o.p[0][(int64_t)b * d + i];
                 break;
             case CHOOSE: choose(o, s, b); break;
+            case GATED_NORM: gated_norm(o, b); break;
             case COMBINE: combine(o, b); break;
             case GATHER: memcpy(y, o.p[0] + (int64_t)s.wanted[b] * d, d * sizeof(float)); break;
             case SOFTCAP:

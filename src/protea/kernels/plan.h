@@ -5,7 +5,8 @@
 #include <cstdint>
 
 enum Kind {
-    EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE, REMEMBER_LATENT, ABSORB, EXPAND
+    EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE, REMEMBER_LATENT, ABSORB, EXPAND,
+    CONVOLVE, SCAN, SCAN_HEADS, GATED_NORM
 };
 
 struct Op {
@@ -22,4 +23,6 @@ struct Step {
     std::atomic<int32_t>* next;  // for each operation, the next piece of work
     float* scores;               // for each thread: scores of the longest text, or inputs brought together
     int64_t scores_stride;
+    const float* const* from;    // for each row, the states of its text before; null: none
+    float* const* to;            // and after
 };

@@ -300,6 +300,8 @@ class Engine:
             if self.compute.free and handle.error is None:
                 excess = handle.state.length - len(handle.request.prompt) - max(0, len(handle.tokens) - 1)
                 self.blocks.retract(handle.state, max(0, excess))  # drafts that fell
+                if excess > 0:
+                    handle.state.states = {}  # which have seen them
                 self.prompts.keep(handle.state, handle.ids)
             self.blocks.release(handle.state)
             handle.state = None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from protea.serving.plan import Plan
 
 EMBED, NORM, LINEAR, GLU, REMEMBER, ATTEND, ADD, GATHER, SOFTCAP, CHOOSE, EXPERTS, COMBINE = range(12)  # as in plan.h
-REMEMBER_LATENT, ABSORB, EXPAND = range(12, 15)
+REMEMBER_LATENT, ABSORB, EXPAND, CONVOLVE, SCAN, SCAN_HEADS, GATED_NORM = range(12, 19)
 ACTIVATIONS: dict[object, int] = {
     nn.functional.silu: 0, gelu_tanh: 1, nn.functional.gelu: 2, nn.functional.relu: 3, relu_squared: 4,
     nn.SiLU: 0, nn.ReLU: 3,

@@ -32,6 +32,7 @@ class Step(ctypes.Structure):
         ("threads", ctypes.c_int32), ("tokens", ctypes.c_void_p), ("slots", ctypes.c_void_p),
         ("wanted", ctypes.c_void_p), ("ops", ctypes.c_void_p), ("next", ctypes.c_void_p),
         ("scores", ctypes.c_void_p), ("scores_stride", ctypes.c_int64),
+        ("before", ctypes.c_void_p), ("after", ctypes.c_void_p),
     ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from protea.models.autoregressive.decoder import Decoder
 from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
 from protea.nn.branches import Parallel, PostNorm
+from protea.nn.mamba import Mamba
+from protea.nn.mamba2 import Mamba2
 from protea.nn.mla import MLA
 from protea.nn.mlp import MLP
 from protea.nn.mlp_gated import GatedMLP
@@ -44,10 +46,11 @@ from protea.serving.fuse import (
 )  # fmt: skip
 from protea.serving.fuse_experts import moe
 from protea.serving.fuse_latent import latent
+from protea.serving.fuse_states import mamba, mamba2
 from protea.serving.library import Op, Step, library, reason
 
 MIXERS: dict[type, Callable[..., None]] = {
-    GQA: gqa, GatedMLP: gated, MLP: plain, Parallel: parallel, MLA: latent, MoE: moe
+    GQA: gqa, GatedMLP: gated, MLP: plain, Parallel: parallel, MLA: latent, MoE: moe, Mamba: mamba, Mamba2: mamba2
 }  # fmt: skip
 
 
@@ -74,7 +77,8 @@ class Plan:
         self.buffers: dict[str, Tensor] = {}
         self.rotary: list[tuple[RoPE, tuple[Tensor, Tensor]]] = []  # cos and sin of every position
         self.vocabulary, self.d = net.outputs, net.embed.weight.shape[1]
-        self._most = blocks.longest + 64
+        self._most, self._state = blocks.longest + 64, 0
+        self._from, self._to = np.zeros((2, rows), dtype=np.int64)
         self._compile(net)
         self._ops = (Op * len(self.ops))(*self.ops)
         self._next = np.zeros(len(self.ops), dtype=np.int32)
@@ -94,6 +98,11 @@ class Plan:
     def scratch(self, n: int) -> None:
         """Have n floats for each thread to work in."""
         self._most = max(self._most, n)
+
+    def state(self, n: int) -> int:
+        """Where in the states of a text n floats more lie."""
+        self._state += -(-n // 16) * 16
+        return self._state - -(-n // 16) * 16
 
     @staticmethod
     def portion(n: int) -> int:
@@ -133,14 +142,15 @@ class Plan:
         sizes = [len(part) for part in w]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         pad = [0] * (3 - len(w))
-        n = [w[0].shape[1], len(w), *sizes, *pad, *starts, *pad, y.shape[1], int(add), act, self.portion(sum(sizes))]
+        width, portion = y.stride(0), self.portion(sum(sizes))
+        n = [w[0].shape[1], len(w), *sizes, *pad, *starts, *pad, width, int(add), act, portion, x.stride(0)]
         nothing = [None] * (3 - len(w))
         shift = [None] * (4 - len(w)) if kind == LINEAR else [None] * 2
         self.emit(kind, n, (), [x, y, *w, *shift, *b, *nothing], wanted)
 
     def norm(self, module: Any, x: Tensor, y: Tensor, wanted: bool = False) -> None:
         g, b, eps, plus, center = norm_facts(module)
-        self.emit(NORM, (x.shape[1], int(center)), (eps, plus), (x, y, g, b), wanted)
+        self.emit(NORM, (x.shape[1], int(center), x.stride(0)), (eps, plus), (x, y, g, b), wanted)
 
     def pointers(self, window: Window) -> int:
         """Address of the array of the rows' tables of one kind."""
@@ -202,14 +212,22 @@ class Plan:
         pending = [(j, i) for j, (_, ids, _) in enumerate(jobs) for i in range(len(ids))]
         for text, ids, _ in jobs:
             self.blocks.prepare(text, len(ids))
+        new = [torch.empty(self._state) for _ in jobs] if self._state else []
         for begin in range(0, len(pending), self.rows):
             rows = pending[begin : begin + self.rows]
+            for r, (j, i) in enumerate(rows if new else ()):
+                known = new[j] if i else (jobs[j][0].states.get(0) or (None,))[0]
+                self._from[r], self._to[r] = 0 if known is None else known.data_ptr(), new[j].data_ptr()
             wanted = [r for r, (j, i) in enumerate(rows) if i >= len(jobs[j][1]) - jobs[j][2]]
             logits, hidden = self._rows(jobs, rows, wanted)
             for at, r in enumerate(wanted):
                 out[rows[r][0]].append((logits[at : at + 1], hidden[at : at + 1]))
         for text, ids, _ in jobs:
             self.blocks.advance(text, len(ids))
+        for (text, ids, _), state in zip(jobs, new, strict=False):
+            self.blocks.stateful = True
+            if len(ids):
+                text.states = {0: (state,)}
         one = [parts[0] if len(parts) == 1 else None for parts in out]
         return [
             first or (
@@ -232,7 +250,7 @@ class Plan:
             rows=n, n_wanted=len(wanted), n_ops=len(self.ops), threads=len(self._scores),
             tokens=ids.ctypes.data, slots=ids.ctypes.data + width, wanted=ids.ctypes.data + 2 * width,
             ops=ctypes.addressof(self._ops), next=self._next.ctypes.data, scores=self._scores.data_ptr(),
-            scores_stride=self._stride,
+            scores_stride=self._stride, before=self._from.ctypes.data, after=self._to.ctypes.data,
         )  # fmt: skip
         assert self.lib is not None
         self.lib.protea_step(ctypes.byref(step))
