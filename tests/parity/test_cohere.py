@@ -16,6 +16,7 @@ SIZE = {
     ("note", "options"),
     [
         ("parallel branches, three sliding layers to one without positions", {"num_hidden_layers": 5}),
+        ("biases of attention", {"num_hidden_layers": 2, "attention_bias": True}),
         ("untied, other pattern", {"num_hidden_layers": 2, "tie_word_embeddings": False, "logit_scale": 1.0,
                                    "layer_types": ["full_attention", "sliding_attention"]}),
     ],

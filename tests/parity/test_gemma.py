@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import protea
+from protea.errors import DataError
+
 transformers = pytest.importorskip("transformers")
 
 SIZE = {
@@ -47,3 +50,11 @@ def test_gemma3(parity, note, options):
         **SIZE, num_hidden_layers=7, head_dim=16, sliding_window=5, query_pre_attn_scalar=16, **options
     )
     parity(config, id="AR-19", system="Gemma 3", note=note)
+
+
+def test_gemma3_bounds_no_scores(tmp_path):
+    """transformers reads the bound and does not use it: a folder that has one says two things."""
+    config = transformers.Gemma3TextConfig(**SIZE, num_hidden_layers=1, attn_logit_softcapping=5.0)
+    transformers.Gemma3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"attn_logit_softcapping = 5\.0"):
+        protea.from_pretrained(tmp_path)

@@ -19,6 +19,7 @@ LLAMA3 = {
         ("Llama 2: every head its key, untied", {"num_key_value_heads": 6}),
         ("grouped heads, tied", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
         ("Llama 3: one key head, scaled rotary base", {"num_key_value_heads": 1, "rope_parameters": LLAMA3}),
+        ("biases of attention", {"num_key_value_heads": 2, "attention_bias": True}),
         ("heads wider than the stream", {"num_key_value_heads": 2, "head_dim": 16}),
     ],
 )

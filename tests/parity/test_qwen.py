@@ -30,6 +30,7 @@ def test_qwen2(parity, note, options):
     ("note", "options"),
     [
         ("normed queries and keys, wide heads", {"head_dim": 16}),
+        ("biases of attention", {"head_dim": 8, "attention_bias": True}),
         (
             "upper layers slide",
             {"head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},

@@ -59,6 +59,7 @@ class CohereConfig:
     norm_eps: float = 1e-5
     tie: bool = True
     d_head: int | None = None
+    bias: bool = False
 
 
 def build(config: CohereConfig, inputs: int, outputs: int) -> Decoder:
@@ -72,7 +73,14 @@ def build(config: CohereConfig, inputs: int, outputs: int) -> Decoder:
     def block(i: int) -> Block:
         window = window_of(i, c.pattern, c.window)
         attention = GQA(
-            c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=None if window is None else rope, window=window
+            c.d_model,
+            c.n_heads,
+            c.n_kv_heads,
+            d_head=d_head,
+            position=None if window is None else rope,
+            window=window,
+            bias=c.bias,
+            bias_out=c.bias,
         )
         return Block([Branch(norm(), Parallel(attention, SwiGLU(c.d_model, c.d_ff)))])
 
@@ -91,12 +99,12 @@ def scaled(n_layers: int, d_model: int, context: int) -> CohereConfig:
 
 
 def read(config: Facts) -> CohereConfig:
-    demand(config, hidden_act="silu", attention_bias=False, use_qk_norm=False)
+    demand(config, hidden_act="silu", use_qk_norm=False)
     values = common({"tie_word_embeddings": True, **config})
     return CohereConfig(
         **{**values, "norm_eps": fact(config, "layer_norm_eps", 1e-5), "d_head": None},
         window=fact(config, "sliding_window", 4096), pattern=pattern_of(config, 4),
-        logit_scale=fact(config, "logit_scale", 0.0625),
+        logit_scale=fact(config, "logit_scale", 0.0625), bias=fact(config, "attention_bias", False),
     )  # fmt: skip
 
 
@@ -105,21 +113,21 @@ def write(c: CohereConfig, inputs: int) -> dict[str, Any]:
     del out["rms_norm_eps"]
     return out | {
         "layer_norm_eps": c.norm_eps, "logit_scale": c.logit_scale, "sliding_window": c.window,
-        "layer_types": pattern_to(c.pattern, c.n_layers), "attention_bias": False,
+        "layer_types": pattern_to(c.pattern, c.n_layers), "attention_bias": c.bias,
     }  # fmt: skip
 
 
-def layer(i: int) -> list[Weight]:
+def layer(i: int, bias: bool) -> list[Weight]:
     ours, theirs = f"blocks.{i}.branches.0", f"model.layers.{i}"
     return [
         one(f"{ours}.norm.weight", f"{theirs}.input_layernorm.weight"),
-        *linears(f"{ours}.mixer.mixers.0", f"{theirs}.self_attn", ATTENTION),
+        *linears(f"{ours}.mixer.mixers.0", f"{theirs}.self_attn", ATTENTION, bias),
         *linears(f"{ours}.mixer.mixers.1", f"{theirs}.mlp", GATED),
     ]
 
 
 def weights(c: CohereConfig) -> list[Weight]:
-    return [*ends(c.tie, "norm.weight"), *(weight for i in range(c.n_layers) for weight in layer(i))]
+    return [*ends(c.tie, "norm.weight"), *(weight for i in range(c.n_layers) for weight in layer(i, c.bias))]
 
 
 ARCHITECTURE = Architecture(

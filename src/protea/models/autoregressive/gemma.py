@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from protea.errors import ConfigError
 from protea.models.autoregressive.architecture import Architecture, HuggingFace, Weight
 from protea.models.autoregressive.decoder import Decoder, init_decoder
 from protea.models.autoregressive.spelling import (
@@ -97,6 +98,8 @@ def build_2(config: GemmaConfig, inputs: int, outputs: int) -> Decoder:
 
 
 def build_3(config: GemmaConfig, inputs: int, outputs: int) -> Decoder:
+    if config.score_cap is not None:
+        raise ConfigError(f"Gemma 3 bounds no scores (score_cap {config.score_cap}).", "Gemma 2 does; norms here.")
     return _build(config, inputs, outputs, normed=True)
 
 
@@ -142,10 +145,10 @@ def read_3(config: Facts) -> GemmaConfig:
     base = {"rope_theta": 1e6, **config, "rope_parameters": nested if nested is not None else ropes or None}
     local = (ropes.get("sliding_attention") or {}) if nested is not None else {}
     demand(local, rope_type="default")
+    demand(config, attn_logit_softcapping=None)  # which transformers reads and does not use
     theta = local.get("rope_theta") or config.get("rope_local_base_freq") or 1e4
     return GemmaConfig(
-        **_read(base, 6), local_theta=float(theta), score_cap=config.get("attn_logit_softcapping"),
-        logit_cap=config.get("final_logit_softcapping"),
+        **_read(base, 6), local_theta=float(theta), logit_cap=config.get("final_logit_softcapping"),
     )  # fmt: skip
 
 

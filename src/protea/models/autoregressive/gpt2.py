@@ -9,6 +9,7 @@ published the width of the band; 256 here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,26 @@ from torch import nn
 from protea.models.autoregressive.architecture import Architecture, HuggingFace, Weight
 from protea.models.autoregressive.decoder import Decoder, init_decoder
 from protea.models.autoregressive.spelling import Facts, demand, fact, one, stacked, transposed, window_of
+from protea.nn.activations import gelu_tanh
 from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
 from protea.nn.mlp import MLP
 from protea.nn.position import LearnedPositions
 from protea.nn.tokens import TokenEmbedding
 
+ACTIVATIONS = {
+    "gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu": nn.functional.gelu, "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The usual names; `pattern` repeats over the layers, "sliding" ones of them see `window` tokens."""
+    """The usual names; `pattern` repeats over the layers, "sliding" ones of them see `window` tokens.
+
+    `by_layer`: the scores of layer i are divided by i + 1 too (Karamcheti et al. 2021, "Mistral"), which keeps float16
+    in range.
+    """
 
     n_layers: int = 12
     d_model: int = 768
@@ -37,6 +48,8 @@ class GPT2Config:
     tie: bool = True
     window: int | None = None
     pattern: tuple[str, ...] = ("full",)
+    activation: str = "gelu_new"
+    by_layer: bool = False
 
 
 GPT3 = GPT2Config(96, 12288, 96, 4 * 12288, 2048, window=256, pattern=("full", "sliding"))  # 175B
@@ -50,8 +63,9 @@ def build(config: GPT2Config, inputs: int, outputs: int) -> Decoder:
 
     def block(i: int) -> Block:
         window = window_of(i, c.pattern, c.window)
-        attention = GQA(c.d_model, c.n_heads, c.n_heads, bias=True, bias_out=True, window=window)
-        return Block([Branch(norm(), attention), Branch(norm(), MLP(c.d_model, c.d_ff))])
+        scale = 1 / (math.sqrt(c.d_model // c.n_heads) * (i + 1)) if c.by_layer else None
+        attention = GQA(c.d_model, c.n_heads, c.n_heads, bias=True, bias_out=True, window=window, scale=scale)
+        return Block([Branch(norm(), attention), Branch(norm(), MLP(c.d_model, c.d_ff, ACTIVATIONS[c.activation]))])
 
     embed = TokenEmbedding(inputs, c.d_model, position=LearnedPositions(c.context, c.d_model))
     return init_decoder(Decoder(embed, [block(i) for i in range(c.n_layers)], norm(), outputs, c.tie))
@@ -70,22 +84,22 @@ def scaled_3(n_layers: int, d_model: int, context: int) -> GPT2Config:
 
 def read(config: Facts) -> GPT2Config:
     demand(
-        config, activation_function=("gelu_new", "gelu_pytorch_tanh"), scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+        config, activation_function=tuple(ACTIVATIONS), scale_attn_weights=True, add_cross_attention=False,
     )  # fmt: skip
     width = fact(config, "n_embd")
     return GPT2Config(
         fact(config, "n_layer"), width, fact(config, "n_head"), fact(config, "n_inner", 4 * width),
         fact(config, "n_positions", 1024), fact(config, "layer_norm_epsilon", 1e-5),
-        fact(config, "tie_word_embeddings", True),
+        fact(config, "tie_word_embeddings", True), activation=fact(config, "activation_function", "gelu_new"),
+        by_layer=fact(config, "scale_attn_by_inverse_layer_idx", False),
     )  # fmt: skip
 
 
 def write(c: GPT2Config, inputs: int) -> dict[str, Any]:
     return {
         "vocab_size": inputs, "n_positions": c.context, "n_embd": c.d_model, "n_layer": c.n_layers,
-        "n_head": c.n_heads, "n_inner": c.d_ff, "activation_function": "gelu_new", "layer_norm_epsilon": c.norm_eps,
-        "tie_word_embeddings": c.tie,
+        "n_head": c.n_heads, "n_inner": c.d_ff, "activation_function": c.activation, "layer_norm_epsilon": c.norm_eps,
+        "tie_word_embeddings": c.tie, "scale_attn_by_inverse_layer_idx": c.by_layer,
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from protea.models.autoregressive.spelling import (
     common_to,
     demand,
     ends,
+    fact,
     linears,
     one,
 )  # fmt: skip
@@ -36,7 +37,10 @@ from protea.nn.tokens import TokenEmbedding
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The usual names; `context` is the longest text, begin-of-text included; `rope_scaling` as in `nn/rope.py`."""
+    """The usual names; `context` is the longest text, begin-of-text included; `rope_scaling` as in `nn/rope.py`.
+
+    `bias`: whether the projections of attention have one.
+    """
 
     n_layers: int = 4
     d_model: int = 128
@@ -49,6 +53,7 @@ class LlamaConfig:
     tie: bool = False
     d_head: int | None = None
     rope_scaling: dict[str, Any] | None = None
+    bias: bool = False
 
 
 def build(config: LlamaConfig, inputs: int, outputs: int) -> Decoder:
@@ -58,7 +63,7 @@ def build(config: LlamaConfig, inputs: int, outputs: int) -> Decoder:
     rope = make_rope(d_head, c.rope_theta, c.rope_scaling, c.context)
 
     def attention(i: int) -> GQA:
-        return GQA(c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=rope)
+        return GQA(c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=rope, bias=c.bias, bias_out=c.bias)
 
     return stack(c, attention, inputs, outputs)
 
@@ -90,28 +95,28 @@ def scaled(n_layers: int, d_model: int, context: int) -> LlamaConfig:
 
 
 def read(config: Facts) -> LlamaConfig:
-    demand(config, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    return LlamaConfig(**common(config))
+    demand(config, hidden_act="silu", mlp_bias=False)
+    return LlamaConfig(**common(config), bias=fact(config, "attention_bias", False))
 
 
 def write(c: LlamaConfig, inputs: int) -> dict[str, Any]:
-    return {**common_to(c, inputs), "attention_bias": False, "mlp_bias": False}
+    return {**common_to(c, inputs), "attention_bias": c.bias, "mlp_bias": False}
 
 
-def layer(i: int, bias: bool = False) -> list[Weight]:
-    """The tensors of block i of Llama and its kin; with biases of q, k and v where they are asked for."""
+def layer(i: int, biased: str = "") -> list[Weight]:
+    """The tensors of block i of Llama and its kin; `biased` are those of q, k, v, o that have a bias."""
     ours, theirs = f"blocks.{i}.branches", f"model.layers.{i}"
     return [
         one(f"{ours}.0.norm.g", f"{theirs}.input_layernorm.weight"),
         one(f"{ours}.1.norm.g", f"{theirs}.post_attention_layernorm.weight"),
         *linears(f"{ours}.0.mixer", f"{theirs}.self_attn", ATTENTION),
-        *(one(f"{ours}.0.mixer.{p}.bias", f"{theirs}.self_attn.{p}_proj.bias") for p in "qkv" if bias),
+        *(one(f"{ours}.0.mixer.{p}.bias", f"{theirs}.self_attn.{p}_proj.bias") for p in biased),
         *linears(f"{ours}.1.mixer", f"{theirs}.mlp", GATED),
     ]
 
 
 def weights(c: LlamaConfig) -> list[Weight]:
-    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i))]
+    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i, "qkvo" if c.bias else ""))]
 
 
 ARCHITECTURE = Architecture(

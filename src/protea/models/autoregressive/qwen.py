@@ -3,7 +3,7 @@ head's queries and keys in their stead. In both, layers may be given a sliding w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from protea.models.autoregressive.architecture import Architecture, HuggingFace, Weight
@@ -27,7 +27,10 @@ from protea.nn.rope import make_rope
 
 @dataclass(frozen=True)
 class QwenConfig:
-    """The usual names; `pattern` repeats over the layers, "sliding" ones of them see `window` tokens."""
+    """The usual names; `pattern` repeats over the layers, "sliding" ones of them see `window` tokens.
+
+    `bias`: whether the projections of Qwen 3's attention have one; of Qwen 2's, q, k and v always do.
+    """
 
     n_layers: int = 4
     d_model: int = 128
@@ -42,6 +45,7 @@ class QwenConfig:
     rope_scaling: dict[str, Any] | None = None
     window: int | None = None
     pattern: tuple[str, ...] = ("full",)
+    bias: bool = False
 
 
 def _build(c: QwenConfig, inputs: int, outputs: int, normed: bool) -> Decoder:
@@ -51,7 +55,8 @@ def _build(c: QwenConfig, inputs: int, outputs: int, normed: bool) -> Decoder:
     def attention(i: int) -> GQA:
         norms = QKNorm(RMSNorm(d_head, c.norm_eps), RMSNorm(d_head, c.norm_eps)) if normed else None
         return GQA(
-            c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=rope, bias=not normed, qk_norm=norms,
+            c.d_model, c.n_heads, c.n_kv_heads, d_head=d_head, position=rope,
+            bias=not normed or c.bias, bias_out=normed and c.bias, qk_norm=norms,
             window=window_of(i, c.pattern, c.window),
         )  # fmt: skip
 
@@ -71,7 +76,7 @@ def scaled(n_layers: int, d_model: int, context: int) -> QwenConfig:
 
 
 def read(config: Facts) -> QwenConfig:
-    demand(config, hidden_act="silu", attention_bias=False)
+    demand(config, hidden_act="silu")
     values, window, pattern = common(config), None, ("full",)
     if config.get("use_sliding_window") and config.get("sliding_window") is not None:
         n, first = values["n_layers"], config.get("max_window_layers", 28)
@@ -81,19 +86,19 @@ def read(config: Facts) -> QwenConfig:
 
 
 def read_3(config: Facts) -> QwenConfig:
-    return read({"head_dim": 128, **config})
+    return replace(read({"head_dim": 128, **config}), bias=bool(config.get("attention_bias")))
 
 
 def write(c: QwenConfig, inputs: int) -> dict[str, Any]:
     first = next((i for i in range(c.n_layers) if window_of(i, c.pattern, c.window)), c.n_layers)
     return {
         **common_to(c, inputs), "use_sliding_window": c.window is not None, "sliding_window": c.window,
-        "max_window_layers": first, "layer_types": pattern_to(c.pattern, c.n_layers),
+        "max_window_layers": first, "layer_types": pattern_to(c.pattern, c.n_layers), "attention_bias": c.bias,
     }  # fmt: skip
 
 
 def weights_2(c: QwenConfig) -> list[Weight]:
-    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i, bias=True))]
+    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i, "qkv"))]
 
 
 def weights_3(c: QwenConfig) -> list[Weight]:
@@ -102,7 +107,7 @@ def weights_3(c: QwenConfig) -> list[Weight]:
         for i in range(c.n_layers)
         for p in "qk"
     ]
-    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i)), *norms]
+    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i, "qkvo" if c.bias else "")), *norms]
 
 
 QWEN2 = Architecture(
