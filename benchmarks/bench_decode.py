@@ -4,7 +4,8 @@
 
 Every new token reads all weights of the blocks and the head once: the bound is the time of one product of a vector with
 a matrix of as many bytes (torch.mv), measured in turn with the decoding. What limits us (perf, one thread): the same
-reading of weights, above 90 % of a step at batch 1; at batch 8 the products themselves.
+reading of weights, above 90 % of a step at batch 1; at batch 8 the products beside it, and reading keys and values.
+Other kinds of layer are timed against the same engine without kernels, each request by itself.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from harness import compare, save, timed
 from protea.interop.gguf import write_gguf
 from protea.interop.gguf_tokens import Vocabulary
 from protea.interop.huggingface import save_pretrained, spell
-from protea.models.autoregressive.architectures import language_model
+from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
 from protea.models.autoregressive.language import LanguageModel
 from protea.models.autoregressive.llama import LlamaConfig
+from protea.serving.compute import Apart
 from protea.serving.drafters import Lookup
 from protea.serving.engine import Engine
 from protea.serving.requests import Request
@@ -112,6 +114,28 @@ def share_of_bound(engine: Engine, weights: int, rounds: int) -> dict:
     return row
 
 
+OTHERS = {"mixtral": 8, "qwen3-moe": 8, "deepseek-v3": 8, "mamba": 8, "mamba2": 8, "jamba": 8}  # layers
+
+
+def against_apart(rounds: int) -> list[dict]:
+    """Greedy tokens of each kind of layer, 256 wide, with the kernels and without, at batch 1 and 8."""
+    rows = []
+    for name, layers in OTHERS.items():
+        torch.manual_seed(0)
+        space = Tokens(CONTEXT, vocabulary=VOCABULARY, tokenizer="ids", begin=0)
+        net = language_model(name, space, ARCHITECTURES[name].scaled(layers, 256, CONTEXT)).eval().requires_grad_(False)
+        for n in (1, 8):
+            asked = [(PROMPT, 32)] * n
+            ours = Engine(net, slots=n, longest=CONTEXT)
+            peer = Engine(net, slots=n, longest=CONTEXT, compute=Apart)
+            note = agreement(answers(ours, asked), answers(peer, asked)) + ("" if ours.fused else ", NOT FUSED")
+            row = compare(f"greedy, {name}, batch {n}, against the engine without kernels",
+                          lambda e=ours, a=asked: answers(e, a), lambda e=peer, a=asked: answers(e, a),
+                          rounds=rounds, note=note)  # fmt: skip
+            rows.append(row | {"ours_tokens_per_s": 32 * n / row["ours_s"]})
+    return rows
+
+
 def growth() -> list[dict]:
     """Seconds of n tokens with a memory and without: the exponent of n from a least-squares line of the logarithms."""
     torch.manual_seed(0)
@@ -180,7 +204,7 @@ def main() -> None:
         assert answers(drafted, alone) == answers(one, alone)
         rows.append(compare("greedy with n-gram lookup, against plain", lambda: answers(drafted, alone),
                             lambda: answers(one, alone), rounds=rounds, note="equal texts"))  # fmt: skip
-    save("decode", rows + growth())
+    save("decode", rows + against_apart(max(3, rounds // 3)) + growth())
 
 
 if __name__ == "__main__":
