@@ -78,13 +78,19 @@ class Plan:
         self.rotary: list[tuple[RoPE, tuple[Tensor, Tensor]]] = []  # cos and sin of every position
         self.vocabulary, self.d = net.outputs, net.embed.weight.shape[1]
         self._most, self._state = blocks.longest + 64, 0
-        self._from, self._to = np.zeros((2, rows), dtype=np.int64)
+        self._states = np.zeros((2, rows), dtype=np.int64)  # addresses of the rows' states, before and after
         self._compile(net)
         self._ops = (Op * len(self.ops))(*self.ops)
         self._next = np.zeros(len(self.ops), dtype=np.int32)
         self._ids = np.zeros((3, rows), dtype=np.int32)
         self._stride = -(-self._most // 16) * 16
         self._scores = torch.empty(torch.get_num_threads(), self._stride)
+        ids, states = self._ids.ctypes.data, self._states.ctypes.data
+        self._step = Step(
+            n_ops=len(self.ops), threads=len(self._scores), tokens=ids, slots=ids + 4 * rows, wanted=ids + 8 * rows,
+            ops=ctypes.addressof(self._ops), next=self._next.ctypes.data, scores=self._scores.data_ptr(),
+            scores_stride=self._stride, before=states, after=states + 8 * rows,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ building
 
@@ -217,7 +223,7 @@ class Plan:
             rows = pending[begin : begin + self.rows]
             for r, (j, i) in enumerate(rows if new else ()):
                 known = new[j] if i else (jobs[j][0].states.get(0) or (None,))[0]
-                self._from[r], self._to[r] = 0 if known is None else known.data_ptr(), new[j].data_ptr()
+                self._states[:, r] = 0 if known is None else known.data_ptr(), new[j].data_ptr()
             wanted = [r for r, (j, i) in enumerate(rows) if i >= len(jobs[j][1]) - jobs[j][2]]
             logits, hidden = self._rows(jobs, rows, wanted)
             for at, r in enumerate(wanted):
@@ -245,13 +251,8 @@ class Plan:
         for window, addresses in self.tables.items():
             at = [self.blocks.table(text, window).address for text, _, _ in jobs]
             addresses[:n] = [at[j] for j, _ in rows]
-        width = ids.strides[0]
-        step = Step(
-            rows=n, n_wanted=len(wanted), n_ops=len(self.ops), threads=len(self._scores),
-            tokens=ids.ctypes.data, slots=ids.ctypes.data + width, wanted=ids.ctypes.data + 2 * width,
-            ops=ctypes.addressof(self._ops), next=self._next.ctypes.data, scores=self._scores.data_ptr(),
-            scores_stride=self._stride, before=self._from.ctypes.data, after=self._to.ctypes.data,
-        )  # fmt: skip
+        step = self._step
+        step.rows, step.n_wanted = n, len(wanted)
         assert self.lib is not None
         self.lib.protea_step(ctypes.byref(step))
         k = len(wanted)
