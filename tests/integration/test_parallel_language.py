@@ -22,7 +22,7 @@ from protea.nn.moe import Experts, MoE
 from protea.nn.norm import RMSNorm
 from protea.nn.position import RoPE, rope_frequencies
 from protea.nn.router import LearnedRouter
-from protea.nn.router_choices import TopK
+from protea.nn.router_choices import Affinity, TopK
 from protea.nn.router_losses import SequenceBalance, SwitchBalance, ZLoss
 from protea.nn.tokens import TokenEmbedding
 from protea.objectives.likelihood import token_nll
@@ -31,6 +31,7 @@ from protea.spaces import Tokens
 from protea.training import Budget, Gradient, fit, parallel
 from protea.training.checkpoint import Keeper
 from protea.training.expert_parallel import expert_parallel
+from protea.training.experts import BalanceExperts
 from protea.training.muon import muon
 from protea.training.optim import adamw
 from protea.training.parallel import fsdp
@@ -50,6 +51,7 @@ KINDS = {
     "tp-data-mla-compressed": (4, (tensor_parallel(2),), adamw(3e-3), 0, 1e-5),
     "tp-fsdp-mla-experts": (4, (tensor_parallel(2), fsdp(Block)), muon(0.02), 4, 1e-5),
     "experts": (2, (), adamw(3e-3), 4, 1e-9),
+    "experts-uneven": (2, (), adamw(3e-3), 4, 1e-9),  # five passes of one row, and four
     "experts-fsdp": (2, (fsdp(Block),), adamw(3e-3), 4, 1e-9),
     "ep": (2, (expert_parallel(),), adamw(3e-3), 4, 1e-5),
     "ep-fsdp-muon": (2, (expert_parallel(), fsdp(Block)), muon(0.02), 4, 1e-5),
@@ -68,7 +70,8 @@ def network(kind: str) -> Decoder:
     def block() -> Block:
         mixer = dense = SwiGLU(D, 24)
         if experts:
-            mixer = MoE(LearnedRouter(D, experts, TopK(2), BALANCE), Experts(experts, D, 16), dense)
+            choice = Affinity(experts, 2) if "uneven" in kind else TopK(2)
+            mixer = MoE(LearnedRouter(D, experts, choice, BALANCE), Experts(experts, D, 16), dense)
         return Block([Branch(RMSNorm(D), attention()), Branch(RMSNorm(D), mixer)])
 
     return init_decoder(Decoder(TokenEmbedding(V + 1, D), [block(), block()], RMSNorm(D), V))
@@ -85,12 +88,14 @@ def train(kind: str, folder: Path, steps: int = STEPS, resume: bool = False) -> 
     x = torch.randint(V, (40, T), generator=torch.Generator().manual_seed(1)).cumsum(1) % V
     rows = Rows(x, None, torch.arange(40))
     phase = Phase("nll", list(model.parameters()), token_nll(model))
-    learner = Gradient(model, [phase], optimizer=optimizer, microbatch=3, clip=0.5, prepare=prepare)
+    size, microbatch = (9, 1) if "uneven" in kind else (10, 3)
+    learner = Gradient(model, [phase], optimizer=optimizer, microbatch=microbatch, clip=0.5, prepare=prepare,
+                       after=[BalanceExperts(0.1)])  # fmt: skip
     if parallel.active():
         split = [parallel.sharded(p) for p in model.parameters()]
         assert any(split) == bool(prepare), f"{kind}: {sum(split)} of {len(split)} parameters are sharded"
         assert parallel.data_world() * parallel.tensor_world() == KINDS[kind][0]
-    fit(model, rows, rows[:8], learner=learner, budget=Budget(steps=steps), batch_size=10, run=folder, resume=resume,
+    fit(model, rows, rows[:8], learner=learner, budget=Budget(steps=steps), batch_size=size, run=folder, resume=resume,
         progress=None, patience=None)  # fmt: skip
     return Keeper(folder).newest()[0] if parallel.rank() == 0 else {}
 
