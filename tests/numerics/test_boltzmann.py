@@ -167,7 +167,7 @@ def kl_after_learning(hidden: int) -> float:
     model = BoltzmannMachine((3,), Binomial(3, max(hidden, 1)), settle=2, dtype=torch.float64).double()
     with torch.no_grad():
         model.visible.weight.copy_(Streams(3, 3).normal(max(hidden, 1), dtype=torch.float64))
-    learner = Contrast(model, PersistentChains(100, 2), rate=0.2, momentum=0.8, decay=0.0)
+    learner = Contrast(model, PersistentChains(100, 2), rate=0.2, momentum=0.8, decay=0.0, centre=None)
     learner.horizon = 3000 if hidden else 300
     x = data.repeat(10, 1)
     for step in range(learner.horizon):

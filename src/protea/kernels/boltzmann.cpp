@@ -4,10 +4,10 @@
 //     columns   out_bi = b_i + sum_j h_bj W_ij               what the centre asks of a layer, W h
 //     outer     G_i = sum_b weight_b u_bi h_b                statistics, u^T (weight h)
 //     flip      x = 1 with probability p = 1 / (1 + exp(-logit))
+//     less      G - a b^T - c d^T
 //     ascend    v = momentum v + g - decay p,  p += rate v
 //
-// Sums run over the units (or rows) that are not zero in their order: adding a zero's product would change no bit, and
-// neither does the number of threads. Coins are numpy's Philox4x64-10 (Salmon et al. 2011; `protea/rng.py`, `coins`).
+// The order of a sum depends on its own row (or unit) alone, never on the number of threads. Coins are numpy's Philox4x64-10 (Salmon et al. 2011; `protea/rng.py`, `coins`).
 
 #include <omp.h>
 
@@ -23,7 +23,6 @@
 
 constexpr int L = Lanes<float>::count;
 constexpr int WIDE = 16;       // vectors of sums held in registers
-constexpr int TILE = 4;        // of `columns`: vectors of outputs whose weights are turned round at a time
 constexpr int CHUNK = 1 << 13; // numbers of one partial sum of `ascend`
 
 // ---------------------------------------------------------------- which entries are not zero
@@ -61,13 +60,13 @@ static List nonzero(const float* x, int n, int32_t* index, float* value) {
     return {found, ones};
 }
 
-// A bit for each of n <= L entries that is not zero.
-static inline uint32_t which(const float* x, int n) {
+// A bit for each of n <= L entries that differs from a number.
+static inline uint32_t which(const float* x, int n, float number) {
     uint32_t bits = 0;
 #if defined(__AVX512F__)
-    if (n == L) return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    if (n == L) return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_set1_ps(number), _CMP_NEQ_UQ);
 #endif
-    for (int i = 0; i < n; i++) bits |= (uint32_t)(x[i] != 0.0f) << i;
+    for (int i = 0; i < n; i++) bits |= (uint32_t)(x[i] != number) << i;
     return bits;
 }
 
@@ -137,6 +136,21 @@ static inline void turn(vecf* a) {
     }
 }
 
+// Columns j .. j + n of `here` rows of w, turned round: (n, L), with zeros where w has no more. n is a multiple of L.
+static void turn_tile(const float* w, int64_t stride, int here, int64_t j, int n, float* out) {
+    for (const int64_t end = j + n; j < end; j += L, out += L * L) {
+        vecf block[L];
+        if (here == L && j + L <= stride) {
+            for (int r = 0; r < L; r++) block[r] = load(w + r * stride + j);
+        } else {
+            for (int r = 0; r < L; r++)
+                for (int64_t i = 0; i < L; i++) block[r][i] = r < here && j + i < stride ? w[r * stride + j + i] : 0.0f;
+        }
+        turn(block);
+        for (int r = 0; r < L; r++) store(out + r * L, block[r]);
+    }
+}
+
 // ---------------------------------------------------------------- coins
 
 static inline void philox(const uint64_t (&key)[10][2], uint64_t counter, uint64_t draw, uint64_t* out) {
@@ -158,7 +172,7 @@ static inline vecf logistic(vecf x) {  // not-a-number stays one
 
 // ---------------------------------------------------------------- what Python calls
 
-// Each function returns 1 without doing anything where more than `most` entries are not zero.
+// `rows` and `outer` return 1 without doing anything where more than `most` entries are not zero.
 
 extern "C" int protea_rows(const float* u, int64_t batch, int64_t size, const float* w, int64_t centre, float* out,
                            int64_t most, int threads) {
@@ -176,44 +190,63 @@ extern "C" int protea_rows(const float* u, int64_t batch, int64_t size, const fl
     return 0;
 }
 
+// Of binary h, at any share of ones: the 16 sums of 4 units' weights are made once and looked up by every row ("four
+// Russians", Arlazarov et al. 1970). Returns 1 where an entry is neither 0 nor 1.
 extern "C" int protea_columns(const float* h, int64_t batch, int64_t centre, const float* w, int64_t size, float* out,
-                              int64_t most, int threads) {
-    if (count_nonzero(h, batch * centre) > most) return 1;
-    constexpr int across = TILE * L;
-    const int64_t wide = centre + L;
-    auto index = room<int32_t>(batch * wide);
-    auto value = room<float>(batch * wide);
-    auto lists = room<List>(batch);
+                              int threads) {
+    constexpr int SECTION = 64, GROUPS = SECTION / 4;  // units whose sums lie in the first cache
+    const int64_t sections = (centre + SECTION - 1) / SECTION;
+    auto bits = room<uint64_t>(sections * batch);  // a bit for each unit that is on
+    int other = 0;
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) reduction(| : other)
         for (int64_t b = 0; b < batch; b++)
-            lists[b] = nonzero(h + b * centre, centre, &index[b * wide], &value[b * wide]);
-        auto turned = room<float>(wide * across);  // the weights of some outputs, centre first
-#pragma omp for schedule(dynamic)
-        for (int64_t from = 0; from < size; from += across) {
-            const int here = std::min<int64_t>(across, size - from);
-            for (int64_t j = 0; j < centre; j += L)
-                for (int i = 0; i < here; i += L) {
-                    vecf block[L];
-                    for (int r = 0; r < L; r++) {
-                        block[r] = vecf{};
-                        if (i + r >= here) continue;
-                        const float* p = w + (from + i + r) * centre + j;
-                        if (j + L <= centre)
-                            block[r] = load(p);
-                        else
-                            for (int64_t k = 0; k < centre - j; k++) block[r][k] = p[k];
-                    }
-                    turn(block);
-                    for (int r = 0; r < L; r++) store(&turned[(j + r) * across + i], block[r]);
+            for (int64_t s = 0; s < sections; s++) {
+                uint64_t on = 0;
+                for (int64_t j = s * SECTION; j < std::min((s + 1) * SECTION, centre); j += L) {
+                    const float* x = h + b * centre + j;
+                    const int here = std::min<int64_t>(L, centre - j);
+                    on |= (uint64_t)which(x, here, 0.0f) << (j % SECTION);
+                    other |= (which(x, here, 0.0f) & which(x, here, 1.0f)) != 0;
                 }
-            for (int64_t b = 0; b < batch; b++)
-                sum_any(lists[b], &index[b * wide], &value[b * wide], turned.get(), across, nullptr,
-                        out + b * size + from, here);
+                bits[s * batch + b] = on;
+            }
+        auto turned = room<float>(SECTION * L), table = room<float>(GROUPS * 16 * L), sums = room<float>(batch * L);
+#pragma omp for schedule(static)
+        for (int64_t from = 0; from < (other ? 0 : size); from += L) {
+            const int here = std::min<int64_t>(L, size - from);
+            for (int64_t s = 0; s < sections; s++) {
+                turn_tile(w + from * centre, centre, here, s * SECTION, SECTION, turned.get());
+                for (int g = 0; g < GROUPS; g++) {
+                    const float* r = &turned[4 * g * L];
+                    float* t = &table[g * 16 * L];
+                    const vecf a = load(r), b = load(r + L), c = load(r + 2 * L), d = load(r + 3 * L), ab = a + b;
+                    const vecf low[8] = {vecf{}, a, b, ab, c, c + a, c + b, c + ab};
+#pragma GCC unroll 8
+                    for (int k = 0; k < 8; k++) store(t + k * L, low[k]), store(t + (8 + k) * L, low[k] + d);
+                }
+                for (int64_t b = 0; b < batch; b++) {
+                    const uint64_t on = bits[s * batch + b];
+                    vecf even = s ? load(&sums[b * L]) : vecf{}, odd{};
+#pragma GCC unroll 8
+                    for (int g = 0; g < GROUPS; g += 2) {
+                        even += load(&table[(g * 16 + (on >> 4 * g & 15)) * L]);
+                        odd += load(&table[((g + 1) * 16 + (on >> (4 * g + 4) & 15)) * L]);
+                    }
+                    store(&sums[b * L], even + odd);
+                }
+            }
+            for (int64_t b = 0; b < batch; b++) {
+                float* place = out + b * size + from;
+                if (here == L)
+                    store(place, load(&sums[b * L]));
+                else
+                    for (int i = 0; i < here; i++) place[i] = sums[b * L + i];
+            }
         }
     }
-    return 0;
+    return other;
 }
 
 // Two phases, of which the second may be empty: rows of u, h and their weights.
@@ -233,7 +266,7 @@ extern "C" int protea_outer(const float* const* u, const float* const* h, const 
                 for (int64_t b = 0; b < batch[phase]; b++) {
                     const float* x = u[phase] + b * size + from;
                     const float w = weight[phase][b];
-                    for (uint32_t on = which(x, here); on; on &= on - 1) {
+                    for (uint32_t on = which(x, here, 0.0f); on; on &= on - 1) {
                         const int i = __builtin_ctz(on), at = i * longest + found[i]++;
                         index[at] = b;
                         value[at] = w * x[i];
@@ -289,6 +322,17 @@ extern "C" void protea_flip(const float* logit, int64_t batch, int64_t width, co
                     }
             }
         }
+    }
+}
+
+extern "C" void protea_less(float* g, int64_t size, int64_t centre, const float* a, const float* b, const float* c,
+                            const float* d, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) {
+        float* row = g + i * centre;
+        int64_t j = 0;
+        for (; j + L <= centre; j += L) store(row + j, load(row + j) - a[i] * load(b + j) - c[i] * load(d + j));
+        for (; j < centre; j++) row[j] = row[j] - a[i] * b[j] - c[i] * d[j];
     }
 }
 

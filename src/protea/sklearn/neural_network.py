@@ -95,6 +95,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             rate=self.learning_rate,
             momentum=0.0,
             decay=0.0,
+            centre=None,
             schedule=lambda step, horizon: 1.0,
             ema=None,
         )

@@ -31,7 +31,7 @@ from protea.models.estimated import Partition
 from protea.rng import Streams
 from protea.samplers.gibbs import entropy
 
-MEAN_FIELD = 20  # steps; 10 suffice on digits
+MEAN_FIELD = 10  # steps; on digits, twice as many move the bound by less than its error
 
 
 class DBM(Boltzmann):

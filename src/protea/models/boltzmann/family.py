@@ -107,7 +107,7 @@ class DBMConfig:
     negative: str = "pcd"
     k: int = 1
     chains: int = 100
-    rate: float = 0.02
+    rate: float = 0.05
     momentum: float = 0.5
     decay: float = 1e-4
     batch: int = 100
@@ -186,10 +186,9 @@ def suggest_rbm(space: Space, train: Rows, seconds: float) -> RBMConfig:
 
 
 def suggest_dbm(space: Space, train: Rows, seconds: float) -> DBMConfig:
-    """As for one hidden layer, with a second one half as wide and two epochs of greedy learning for each."""
+    """As for one hidden layer, with a second one half as wide; all of it learns at once, which centring makes work."""
     c = suggest_rbm(space, train, seconds)
-    epoch = -(-len(train) // c.batch)
-    return DBMConfig(hidden=c.hidden, top=max(8, c.hidden // 2), pretrain=2 * epoch, rate=c.rate / 2, batch=c.batch)
+    return DBMConfig(hidden=c.hidden, top=max(8, c.hidden // 2), rate=c.rate, batch=c.batch)
 
 
 def suggest_boltzmann(space: Space, train: Rows, seconds: float) -> BoltzmannConfig:

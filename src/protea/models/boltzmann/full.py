@@ -15,13 +15,16 @@ can be summed over, else by annealed importance sampling.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from protea.errors import ConfigError, NotSupported
 from protea.models.boltzmann.boltzmann import Boltzmann
 from protea.models.boltzmann.enumeration import MOST, log_sum, states
-from protea.models.boltzmann.machine import Bipartite, Clamp, Machine, State
+from protea.models.boltzmann.machine import Bipartite, Clamp, Machine, Phase, State
+from protea.models.boltzmann.products import less, outer
 from protea.models.boltzmann.units import Beta, Binomial, Softmax, Units
 from protea.models.estimated import Partition
 from protea.rng import Streams, fold
@@ -69,15 +72,28 @@ class General(Machine):
     def awaken(self, state: State, rng: Streams) -> State:
         return state if "h" in state else {**state, "h": rng.bernoulli(state["mean"])}
 
-    def statistics(self, state: State, weight: Tensor | None = None) -> dict[str, Tensor]:
-        h = state["mean"] if "mean" in state else state["h"]
-        weight = h.new_ones(len(h)) if weight is None else weight
-        found = self.bipartite.statistics({**state, "mean": h}, weight)
-        found["inner"] = (h.T @ (weight[:, None] * h)).triu(1)
+    def sums(self, *phases: Phase) -> dict[str, Tensor]:
+        phases = tuple(({"mean": state["h"], **state}, weight) for state, weight in phases)
+        found = self.bipartite.sums(*phases)
+        found["inner"] = outer(*((state["mean"], state["mean"], weight) for state, weight in phases)).triu(1)
         if self.lateral is not None:
-            v = state["visible"]
-            found["lateral"] = (v.T @ (weight[:, None] * v)).triu(1)
+            v = [(state["visible"], weight) for state, weight in phases]
+            found["lateral"] = outer(*((u, u, weight) for u, weight in v)).triu(1)
         return found
+
+    def centres(self, state: State, weight: Tensor) -> dict[str, Tensor]:
+        return self.bipartite.centres(state, weight)
+
+    def centred(self, gradient: dict[str, Tensor], centres: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        new = self.bipartite.centred(gradient, centres)
+        within = {"inner": "bias"} | (
+            {} if self.lateral is None else {"lateral": f"{self.bipartite.prefix}visible.bias"}
+        )
+        for name, bias in within.items():
+            change, mu = gradient[bias], centres[bias]
+            new[name] = less(gradient[name], change, mu, mu, change).triu(1)
+            new[bias] = new[bias] - symmetric(new[name]) @ mu
+        return new
 
     def within(self, state: State) -> Tensor:
         """What the couplings inside the layers add to -E, (B,)."""

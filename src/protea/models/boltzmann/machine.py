@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from protea.models.boltzmann.products import flip
+from protea.models.boltzmann.products import flip, less, total
 from protea.models.boltzmann.units import Beta, Units
 from protea.models.estimated import Partition
 from protea.rng import Streams, fold
@@ -26,6 +26,7 @@ from protea.samplers.ais import Step, Weights, ais, spacing
 from protea.samplers.sandwich import sandwich
 
 State = dict[str, Tensor]
+Phase = tuple[State, Tensor]  # and a weight for each row, (B,)
 Clamp = Mapping[str, tuple[Tensor, Tensor]]  # layer to (values, True where they are held), each (B, units)
 
 
@@ -45,8 +46,21 @@ class Machine(ABC):
         """E(s) - E_base(s), (B,): what the inverse temperature multiplies."""
 
     @abstractmethod
-    def statistics(self, state: State, weight: Tensor | None = None) -> dict[str, Tensor]:
+    def sums(self, *phases: Phase) -> dict[str, Tensor]:
         """Sums over rows of -dE/d(parameter), each row times its weight (B,), by the model's name of the parameter."""
+
+    def statistics(self, state: State, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """The sums of one state, whose rows weigh 1 unless told otherwise."""
+        h = state["mean"] if "mean" in state else state["h"]
+        return self.sums((state, h.new_ones(len(h)) if weight is None else weight))
+
+    @abstractmethod
+    def centres(self, state: State, weight: Tensor) -> dict[str, Tensor]:
+        """Sums over rows of what every bias multiplies, by the model's name of the bias."""
+
+    @abstractmethod
+    def centred(self, gradient: dict[str, Tensor], centres: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The step that this gradient is to the machine whose units are counted from their centres (see `contrast`)."""
 
     @abstractmethod
     def awaken(self, state: State, rng: Streams) -> State:
@@ -99,14 +113,26 @@ class Bipartite(Machine):
     def awaken(self, state: State, rng: Streams) -> State:
         return {**state, "h": rng.bernoulli(state["mean"])}
 
-    def statistics(self, state: State, weight: Tensor | None = None) -> dict[str, Tensor]:
-        h = state["mean"]
-        weight = h.new_ones(len(h)) if weight is None else weight
-        found = {"bias": weight @ h}
+    def sums(self, *phases: Phase) -> dict[str, Tensor]:
+        found = {"bias": total(weight @ state["mean"] for state, weight in phases)}
         for name, units in self.outer.items():
-            each = units.statistics(state[name], h, weight)
+            each = units.sums(*((state[name], state["mean"], weight) for state, weight in phases))
             found |= {f"{self.prefix}{name}.{key}": value for key, value in each.items()}
         return found
+
+    def centres(self, state: State, weight: Tensor) -> dict[str, Tensor]:
+        outer = {f"{self.prefix}{n}.bias": weight @ units.seen(state[n]) for n, units in self.outer.items()}
+        return {**outer, "bias": weight @ (state["mean"] if "mean" in state else state["h"])}
+
+    def centred(self, gradient: dict[str, Tensor], centres: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """dW' = dW - db mu_h^T - mu dc^T,  db' = db - dW' mu_h,  dc' = dc - sum of mu dW'."""
+        new, middle, change = dict(gradient), centres["bias"], gradient["bias"]
+        for name in self.outer:
+            weight, bias = f"{self.prefix}{name}.weight", f"{self.prefix}{name}.bias"
+            new[weight] = less(gradient[weight], gradient[bias], middle, centres[bias], change)
+            new[bias] = gradient[bias] - new[weight] @ middle
+            new["bias"] = new["bias"] - centres[bias] @ new[weight]
+        return new
 
     def energy(self, state: State) -> Tensor:
         """E(s) of all units, (B,)."""

@@ -12,6 +12,7 @@ Coins are the same numbers, bit for bit, so both forms train the same machine.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 
@@ -22,6 +23,7 @@ from protea.kernels import compiled
 from protea.rng import Streams
 
 Phase = tuple[Tensor, Tensor, Tensor]  # units u (B, n), centre h (B, m), weights of the rows (B,)
+FEW = 24  # rows, from which sums of four units' weights are worth a table
 SHARE = 0.5  # of entries that are not zero, up to which visiting those alone is faster
 
 
@@ -31,9 +33,11 @@ def library() -> ctypes.CDLL | None:
     lib = compiled("boltzmann").lib
     if lib is not None:
         n, p = c_int64, c_void_p
-        lib.protea_rows.argtypes = lib.protea_columns.argtypes = (p, n, n, p, n, p, n, c_int)
+        lib.protea_rows.argtypes = (p, n, n, p, n, p, n, c_int)
+        lib.protea_columns.argtypes = (p, n, n, p, n, p, c_int)
         lib.protea_outer.argtypes = (2 * p, 2 * p, 2 * p, 2 * n, n, n, p, n, c_int)
         lib.protea_flip.argtypes = (p, n, n, p, c_uint64, c_uint64, p, p, c_int)
+        lib.protea_less.argtypes, lib.protea_less.restype = (p, n, n, p, p, p, p, c_int), None
         lib.protea_flip.restype = lib.protea_ascend.restype = None
         lib.protea_square.argtypes, lib.protea_square.restype = (p, n, c_int), c_double
         lib.protea_ascend.argtypes = (p, p, p, n, c_float, c_float, c_float, c_float, c_int)
@@ -70,13 +74,20 @@ def columns(h: Tensor, w: Tensor) -> Tensor:
     >>> columns(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
     tensor([[2., 5.]])
     """
-    lib = _fit(h, w)
+    lib = _fit(h, w) if len(h) >= FEW else None
     if lib is not None:
         out = w.new_empty(len(h), len(w))
-        if not lib.protea_columns(h.data_ptr(), *h.shape, w.data_ptr(), len(w), out.data_ptr(),
-                                  int(SHARE * h.numel()), torch.get_num_threads()):  # fmt: skip
+        if not lib.protea_columns(
+            h.data_ptr(), *h.shape, w.data_ptr(), len(w), out.data_ptr(), torch.get_num_threads()
+        ):
             return out
     return h @ w.T
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of some tensors, one at least."""
+    first, *rest = parts
+    return sum(rest, first)
 
 
 def outer(*phases: Phase) -> Tensor:
@@ -95,7 +106,7 @@ def outer(*phases: Phase) -> Tensor:
         if not lib.protea_outer(*places, (c_int64 * 2)(*sizes), *out.shape, out.data_ptr(),
                                 int(SHARE * sum(sizes) * u.shape[1]), torch.get_num_threads()):  # fmt: skip
             return out
-    return sum((u.T @ (weight[:, None] * h) for u, h, weight in phases), u.new_zeros(()))
+    return total(u.T @ (weight[:, None] * h) for u, h, weight in phases)
 
 
 def flip(logits: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
@@ -114,6 +125,21 @@ def flip(logits: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
                     rng.draws, p.data_ptr(), x.data_ptr(), torch.get_num_threads())  # fmt: skip
     rng.draws += 1
     return p, x
+
+
+def less(g: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """g - a b^T - c d^T, (n, m), in place.
+
+    >>> one = torch.ones(2)
+    >>> less(torch.ones(2, 2), one, 2 * one, one, torch.tensor([0.0, 1.0]))
+    tensor([[-1., -2.],
+            [-1., -2.]])
+    """
+    lib = _fit(g, a, b, c, d)
+    if lib is None:
+        return g.addr_(a, b, alpha=-1).addr_(c, d, alpha=-1)
+    lib.protea_less(g.data_ptr(), *g.shape, *(t.data_ptr() for t in (a, b, c, d)), torch.get_num_threads())
+    return g
 
 
 def square(g: Tensor) -> float:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protea.errors import ConfigError, DataError
-from protea.models.boltzmann.products import columns, flip, outer, rows
+from protea.models.boltzmann.products import Phase, columns, flip, outer, rows, total
 from protea.rng import Streams, fold
 
 Beta = float | Tensor
@@ -70,7 +70,11 @@ class Units(nn.Module, ABC):
 
     def push(self, u: Tensor) -> Tensor:
         """s(u) W, what these units (B, size) ask of the centre, (B, centre)."""
-        return rows(u, self.weight)
+        return rows(self.seen(u), self.weight)
+
+    def seen(self, u: Tensor) -> Tensor:
+        """s(u), (B, size * each): as what the centre sees these units."""
+        return u
 
     @abstractmethod
     def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
@@ -96,9 +100,10 @@ class Units(nn.Module, ABC):
     def fit_base(self, u: Tensor) -> None:
         """Set the base, and the biases, to the marginals of data (N, size)."""
 
-    def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Sums over rows of -dE/d(parameter) by name, each row times its weight (B,); u or h may be means."""
-        return {"weight": outer((u, h, weight)), "bias": weight @ u}
+    def sums(self, *phases: Phase) -> dict[str, Tensor]:
+        """Sums over rows of -dE/d(parameter) by name, each row times its weight; u or h may be means."""
+        phases = tuple((self.seen(u), h, weight) for u, h, weight in phases)
+        return {"weight": outer(*phases), "bias": total(weight @ u for u, _, weight in phases)}
 
     def redraw(self, seed: int, tag: str) -> None:
         """New small random weights."""
@@ -184,8 +189,8 @@ class Gaussian(Units):
     def precision(self) -> Tensor:
         return torch.exp(-self.log_variance)
 
-    def push(self, u: Tensor) -> Tensor:
-        return (self.standard(u) * self.precision) @ self.weight
+    def seen(self, u: Tensor) -> Tensor:
+        return self.standard(u) * self.precision
 
     def standard(self, u: Tensor) -> Tensor:
         return (u - self.origin) / self.spread
@@ -227,12 +232,12 @@ class Gaussian(Units):
                 zero.zero_()
             self.base_precision.fill_(1.0)
 
-    def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        u = self.standard(u)
-        seen = u * self.precision
-        rest = 0.5 * u - self.bias - self.pull(h)
-        found = {"weight": seen.T @ (weight[:, None] * h), "bias": weight @ seen}
-        return {**found, "log_variance": weight @ (seen * rest)}
+    def sums(self, *phases: Phase) -> dict[str, Tensor]:
+        parts = []
+        for u, h, weight in phases:
+            rest = 0.5 * self.standard(u) - self.bias - self.pull(h)
+            parts.append(weight @ (self.seen(u) * rest))
+        return {**super().sums(*phases), "log_variance": total(parts)}
 
 
 class Levels(Units):
@@ -261,8 +266,8 @@ class Levels(Units):
         """(B, size, levels)."""
         return (self.base + beta * (self.bias - self.base + pull)).reshape(-1, self.size, self.levels)
 
-    def push(self, u: Tensor) -> Tensor:
-        return rows(self.one_hot(u), self.weight)
+    def seen(self, u: Tensor) -> Tensor:
+        return self.one_hot(u)
 
     def log_norm(self, pull: Tensor, beta: Beta = 1.0) -> Tensor:
         return torch.logsumexp(self.logits(pull, beta), 2)
@@ -286,9 +291,6 @@ class Levels(Units):
         with torch.no_grad():
             self.base.copy_((counts / counts.sum(1, keepdim=True)).log().flatten())
             self.bias.copy_(self.base)
-
-    def statistics(self, u: Tensor, h: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        return super().statistics(self.one_hot(u), h, weight)
 
 
 class Softmax(Units):
