@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from protea.core import Stats
+from protea.distributions import partial
 from protea.distributions.elliptical import Elliptical
 from protea.distributions.family import Density, Fused, Linear, placed
 from protea.distributions.fused import FusedGaussians
@@ -92,6 +93,15 @@ class Gaussian(Elliptical):
         z = self.draw(rng, which).reshape(len(x), self.dim)
         observed = observed.reshape(z.shape)
         return self._condition(z, torch.where(observed, x.reshape(z.shape).to(z.dtype), 0.0), observed, which)
+
+    def deviations(self, observed: Tensor) -> Tensor:
+        known = observed.reshape(len(observed), self.dim)
+        spread = self._spread(self.means, self.scale)
+        if self.dense:
+            out = partial.deviations(known, self.means, spread)
+        else:
+            out = torch.where(known[:, None], 0.0, spread.sqrt())
+        return out.reshape(len(observed), self.members, *self.event)
 
     def split(self, heavy: int, empty: int, length: float) -> bool:
         if self.prior is not None:

@@ -99,6 +99,17 @@ def _expectation(x: Tensor, b: _Block, mu: Tensor, sigma: Tensor) -> Tensor:
     return torch.where(b.mask[b.local][:, None, :, None] > 0, x[b.rows].mT[:, None], full)
 
 
+def deviations(observed: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """Square roots of the diagonal of Cov[x | x_o] of every member, (B, K, D); 0 where an entry is observed."""
+    out = mu.new_zeros(len(observed), *mu.shape)
+    for b in _blocks(mu.new_zeros(observed.shape), observed, mu, sigma) if len(observed) else ():
+        cross = torch.linalg.solve_triangular(b.chol, b.mask[:, None, :, None] * sigma, upper=False)
+        left = sigma.diagonal(dim1=-2, dim2=-1) - cross.square().sum(2)
+        root = left.clamp(min=0).sqrt() * (1 - b.mask)[:, None]
+        out[b.rows[b.valid]] = root[b.local][:, None].expand(*b.rows.shape, len(mu), -1)[b.valid]
+    return out
+
+
 def conditioned(z: Tensor, x: Tensor, observed: Tensor, sigma: Tensor) -> Tensor:
     """Draws z of N(mu, Sigma) turned into draws given x_o: z + Sigma_{.o} Sigma_oo^-1 (x_o - z_o), (B, D).
 

@@ -87,7 +87,7 @@ def conditional(model: Model, x: Tensor, observed: Tensor) -> Conditional:
         inner = getattr(model, "inner", model)
         raise NotSupported(
             f"{type(inner).__name__} of {model.space.kind} data has no exact p(missing | observed).",
-            "Use a model that has: gmm (vectors), mixture or naive-bayes (tables), hmm (series).",
+            "Use one that has: gmm (vectors, tables of real numbers), mixture or naive-bayes (tables), hmm (series).",
         )
     return found
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from protea.core import Bounded, Conditionable, Model, Normalised
+from protea.errors import NotSupported
+from protea.models.classical.conditional import ConditionalMixture
 from protea.models.conditional import Conditional
 from protea.rng import Streams
 from protea.space import Rows, Space
-from protea.transforms.relaxation import Relaxation
+from protea.transforms.relaxation import Entrywise, Relaxation
 from protea.transforms.relaxations import Standardise
 
 
@@ -50,16 +52,17 @@ class LiftedConditionable(LiftedDensity, Conditionable):
 
     def given(self, x: Tensor, observed: Tensor) -> Model:
         """p(. | x[observed]) in canonical units, exact where the inner model's is."""
-        assert isinstance(self.inner, Conditionable) and isinstance(self.relaxation, Standardise)
-        v, _ = self.relaxation.lift(x, Streams(0, 1, x.device))
+        assert isinstance(self.inner, Conditionable) and isinstance(self.relaxation, Entrywise)
+        v, _ = self.relaxation.lift(x.reshape(-1, *self.relaxation.event), Streams(0, 1, x.device))
+        v = v.reshape(x.shape)
         inner = self.inner.given(v, observed)
         return LiftedConditional(self.relaxation, inner, x, observed) if isinstance(inner, Conditional) else inner
 
 
 class LiftedConditional(Conditional):
-    """A conditional of standardised entries, in the entries' own units."""
+    """A conditional of entries that are scaled one by one, in the entries' own units."""
 
-    def __init__(self, relaxation: Standardise, inner: Conditional, x: Tensor, observed: Tensor) -> None:
+    def __init__(self, relaxation: Entrywise, inner: Conditional, x: Tensor, observed: Tensor) -> None:
         super().__init__()
         event = relaxation.event
         self.relaxation, self.inner, self.block = relaxation, inner, inner.block
@@ -67,9 +70,9 @@ class LiftedConditional(Conditional):
             self.space = inner.space
         self.x, self.observed = x.reshape(-1, *event), observed.reshape(-1, *event)
 
-    def _log_scale(self, chosen: Tensor) -> Tensor:
-        """Sum over the chosen entries of log |dx / dv|, (B,)."""
-        return torch.where(chosen, self.relaxation.std.log(), 0.0).flatten(1).sum(1)
+    def _log_slope(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """Sum over the chosen entries of log |dv / dx|, (B,)."""
+        return torch.where(chosen, self.relaxation.entries(x)[1], 0.0).flatten(1).sum(1)
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
         row = (rng.ids % len(self.x)).to(self.x.device)
@@ -78,15 +81,21 @@ class LiftedConditional(Conditional):
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         v, _ = self.relaxation.lift(x, Streams(0, 1, x.device))
         row = torch.arange(len(x), device=x.device) % len(self.x)
-        return self.inner.log_prob(v, cond) - self._log_scale(~self.observed[row])
+        return self.inner.log_prob(v, cond) + self._log_slope(x, ~self.observed[row])
 
     @property
     def evidence(self) -> Tensor:
-        return self.inner.evidence - self._log_scale(self.observed)
+        return self.inner.evidence + self._log_slope(self.x, self.observed)
 
     @property
     def mean(self) -> Tensor:
-        return torch.where(self.observed, self.x, self.relaxation.lower(self.inner.mean))
+        if isinstance(self.relaxation, Standardise):  # affine: a mean becomes a mean
+            return torch.where(self.observed, self.x, self.relaxation.lower(self.inner.mean))
+        if not isinstance(self.inner, ConditionalMixture):
+            raise NotSupported(
+                f"{type(self.inner).__name__} has no mean through a change of units.", "Draw instead: draws=M."
+            )
+        return torch.where(self.observed, self.x, self.inner.mean_through(self.relaxation.expected))
 
 
 class LiftedBound(Lifted, Bounded):
@@ -118,7 +127,7 @@ class LiftedBound(Lifted, Bounded):
 def lift(space: Space, relaxation: Relaxation, inner: Model) -> Lifted:
     """Wrap `inner` so that it models `space`; the type says which likelihood survives."""
     inner.space = space
-    if isinstance(relaxation, Standardise) and isinstance(inner, Normalised) and isinstance(inner, Conditionable):
+    if isinstance(relaxation, Entrywise) and isinstance(inner, Normalised) and isinstance(inner, Conditionable):
         return LiftedConditionable(space, relaxation, inner)
     if relaxation.exact and isinstance(inner, Normalised):
         return LiftedDensity(space, relaxation, inner)

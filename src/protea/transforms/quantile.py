@@ -8,6 +8,8 @@ are not interpolated.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -88,3 +90,17 @@ class QuantileNormal(nn.Module):
         """x = T^-1(z)."""
         x0, z0, slope = self._segment(self.z, z)
         return x0 + (z - z0) / slope
+
+    def expected_inverse(self, mean: Tensor, std: Tensor) -> Tensor:
+        """E[T^-1(z)] of z ~ N(mean, std^2), (..., columns) each.
+
+        T^-1 is a sum of hinges (z - z_j)_+, whose expectation is std (t Phi(t) + phi(t)) at t = (mean - z_j) / std.
+        """
+        inner = (self.x[:, 1:] - self.x[:, :-1]) / (self.z[:, 1:] - self.z[:, :-1])
+        slopes = torch.cat((1 / self.tail[:, :1], inner, 1 / self.tail[:, 1:]), 1)  # dx/dz, (columns, K+2)
+        out = self.x[:, 0] + slopes[:, 0] * (mean - self.z[:, 0])
+        for j, bend in enumerate((slopes[:, 1:] - slopes[:, :-1]).unbind(1)):
+            t = (mean - self.z[:, j]) / std
+            density = torch.exp(-0.5 * t * t) / math.sqrt(2 * math.pi)
+            out = out + bend * std * (t * torch.special.ndtr(t) + density)
+        return out

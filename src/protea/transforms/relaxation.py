@@ -34,3 +34,21 @@ class Relaxation(nn.Module, ABC):
     @abstractmethod
     def lower(self, v: Tensor) -> Tensor:
         """x in canonical units; lower(lift(x)) = x."""
+
+
+class Entrywise(Relaxation):
+    """Each entry by itself through an increasing bijection: what is known of x is known of v. NaN (unknown) stays."""
+
+    exact = True
+
+    @abstractmethod
+    def entries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """v (B, *event) in float64 and the log |dv/dx| of every entry, 0 where it is unknown."""
+
+    @abstractmethod
+    def expected(self, mean: Tensor, std: Tensor) -> Tensor:
+        """E[lower(v)] of v ~ N(mean, std^2), entry by entry; std > 0, both (..., *event)."""
+
+    def lift(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        v, log_slope = self.entries(x)
+        return v.float(), -log_slope.flatten(1).sum(1)

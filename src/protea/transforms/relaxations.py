@@ -6,7 +6,8 @@ dequantised over their cell). A categorical column becomes one number for each c
 with noise 0.25 eps, |eps| < 3.5, and the largest wins (the argmax surjection of Hoogeboom et al. 2021); a column of
 two, or of more than 32, becomes the bits of its code in the same way (their binary surjection; the analog bits of
 Chen et al. 2023). One number a category costs dimensions but keeps the error of a weak model from landing on a rare
-category that happens to share most bits with a common one.
+category that happens to share most bits with a common one. A table of nothing but real numbers needs no dimensions of
+its own making: its entries are mapped one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from protea.errors import NotSupported
 from protea.rng import Streams
 from protea.space import Field, Space
 from protea.transforms.quantile import QuantileNormal
-from protea.transforms.relaxation import Relaxation
+from protea.transforms.relaxation import Entrywise, Relaxation
 
 _MARGIN = 1e-4  # of a cell, kept free at both ends so that float32 rounding cannot cross into the next
 _BIT_SCALE, _BIT_CUT = 0.25, 3.5
@@ -28,10 +29,9 @@ ONE_HOT = 32  # columns of more categories become bits of their code
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class Standardise(Relaxation):
+class Standardise(Entrywise):
     """v = (x - mean) / std, entry by entry. NaN (unknown) stays NaN, and adds nothing to the log-volume."""
 
-    exact = True
     mean: Tensor
     std: Tensor
 
@@ -49,15 +49,38 @@ class Standardise(Relaxation):
         std = (torch.where(known, x - self.mean, 0.0).square().sum(0) / count).sqrt()
         self.std.copy_(torch.where(std > 1e-12 * (1 + self.mean.abs()), std, torch.ones_like(std)))
 
-    def lift(self, x: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+    def entries(self, x: Tensor) -> tuple[Tensor, Tensor]:
         v = (x.double() - self.mean) / self.std
-        log_q = self.std.log()
-        if bool(v.isnan().any()):
-            return v.float(), torch.where(v.isnan(), 0.0, log_q).flatten(1).sum(1)
-        return v.float(), log_q.sum().expand(len(x))
+        return v, torch.where(v.isnan(), 0.0, -self.std.log())
 
     def lower(self, v: Tensor) -> Tensor:
         return v.double() * self.std + self.mean
+
+    def expected(self, mean: Tensor, std: Tensor) -> Tensor:
+        return self.lower(mean)
+
+
+class RelaxNumbers(Entrywise):
+    """v = T(x), each column of real numbers through its training quantiles to a standard normal."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.event = (columns,)
+        self.normal = QuantileNormal(columns)
+
+    def fit(self, x: Tensor) -> None:
+        self.normal.fit(x.double())
+
+    def entries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        unknown = x.isnan()
+        v, log_slope = self.normal(x.double().nan_to_num(0.0))
+        return torch.where(unknown, math.nan, v), torch.where(unknown, 0.0, log_slope)
+
+    def lower(self, v: Tensor) -> Tensor:
+        return self.normal.inverse(v.double().nan_to_num(0.0))
+
+    def expected(self, mean: Tensor, std: Tensor) -> Tensor:
+        return self.normal.expected_inverse(mean.double(), std.double())
 
 
 class DequantiseImage(Relaxation):
@@ -232,5 +255,7 @@ def relaxation_for(space: Space) -> Relaxation:
     if space.kind == "image":
         return DequantiseImage(space.event, space.fields[0].levels)
     if space.kind == "table":
-        return RelaxTable(tuple(space.fields))
+        fields = tuple(space.fields)
+        free = all(f.kind == "real" and not f.missing and f.low == -math.inf and f.high == math.inf for f in fields)
+        return RelaxNumbers(len(fields)) if free else RelaxTable(fields)
     raise NotSupported(f"A {space.kind} space has no continuous relaxation.", "Use a model of tokens.")

@@ -11,12 +11,13 @@ a ratio, log p(x_u | x_o) = log p(x) - log p(x_o) (Bishop 2006, "Pattern recogni
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from protea.distributions.family import Family
-from protea.errors import DataError
+from protea.errors import DataError, NotSupported
 from protea.models.conditional import Conditional
 from protea.rng import Streams
 
@@ -84,6 +85,28 @@ class ConditionalMixture(Conditional):
     def mean(self) -> Tensor:
         weights = torch.softmax(self.log_w.flatten(1), 1)
         return self.family.blend(self.x, self.seen, weights)
+
+    @torch.no_grad()
+    def mean_through(self, expected: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """E[g(x) | x_o] entry by entry, (B, *event), by expected(mean, std) = E[g(z)], z ~ N(mean, std^2).
+
+        Only where members are normal given what is observed; entries that are observed come back without meaning.
+
+        Raises:
+            NotSupported: other members.
+        """
+        parts = []
+        weights = torch.softmax(self.log_w.flatten(1), 1)
+        for i in range(0, len(self.x), 64):  # rows whose members stay in the cache
+            std = self.family.deviations(self.seen[i : i + 64])
+            if std is None:
+                raise NotSupported(
+                    f"{type(self.family).__name__} has no mean through a change of units.", "Draw instead: draws=M."
+                )
+            means = self.family.fill(self.x[i : i + 64], self.seen[i : i + 64])
+            w = weights[i : i + 64].view(*std.shape[:2], *(1,) * (std.ndim - 2))
+            parts.append((w * expected(means, std.clamp(min=1e-12))).sum(1))
+        return torch.cat(parts)
 
     def draw(self, rng: Streams, cond: Tensor | None = None) -> Tensor:
         row = (rng.ids % len(self.x)).to(self.x.device)
