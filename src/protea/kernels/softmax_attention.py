@@ -11,6 +11,7 @@ from torch import Tensor
 from protea.kernels.build import compiled
 
 LONGEST = 1024  # tokens; of longer texts torch's kernel, which cuts keys into blocks as well, is as fast
+WORTH = 1 << 18  # products below which a second thread costs more than it gives
 
 
 class View(ctypes.Structure):
@@ -42,8 +43,8 @@ def _call(name: str, tensors: list[Tensor], lse: Tensor, causal: bool, scale: fl
     q, k = tensors[:2]
     shape = (ctypes.c_int64 * 5)(q.shape[0], q.shape[1], k.shape[1], q.shape[2], q.shape[3])
     views = (View * len(tensors))(*((x.data_ptr(), *x.stride()[:3]) for x in tensors))
-    units = q.shape[0] * k.shape[1]
-    getattr(library(), name)(shape, views, lse.data_ptr(), causal, scale, min(torch.get_num_threads(), units))
+    worth = min(q.shape[0] * k.shape[1], 1 + q.numel() * q.shape[2] // WORTH)
+    getattr(library(), name)(shape, views, lse.data_ptr(), causal, scale, min(torch.get_num_threads(), worth))
 
 
 def _dense(x: Tensor) -> Tensor:
