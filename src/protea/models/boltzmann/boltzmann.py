@@ -128,7 +128,7 @@ class Boltzmann(Conditionable, Estimated):
 
     @torch.no_grad()
     def initialise(self, rows: Rows, seed: int = 0) -> None:
-        """Biases and base to the marginals of the rows, small random weights.
+        """Visible biases and base to the marginals of the rows, small random weights, all else to 0.
 
         Raises:
             DataError: values outside the support of the visible units.
@@ -145,6 +145,8 @@ class Boltzmann(Conditionable, Estimated):
         for name, units in self.outer.items():
             assert isinstance(units, Units)
             units.redraw(seed, name)
+        for own in self.parameters(recurse=False):  # hidden biases, couplings inside layers
+            own.zero_()
 
     # ---- draws
 
