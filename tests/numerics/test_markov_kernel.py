@@ -106,13 +106,33 @@ def test_codes_are_looked_up_and_counted(k: int, dtype: torch.dtype, forbidden: 
     weights = torch.linspace(0.5, 2, packed.count, dtype=torch.float64)
     for got, want in zip(viterbi(table, d, packed, codes), viterbi(table[codes], d, packed)):
         assert torch.equal(got, want)
-    want, got = scan.smooth(table[codes], d, packed, weights), scan.smooth_codes(table, codes, d, packed, weights)
+    want, got = scan.smooth(table[codes], d, packed, weights), scan.smooth_table(table, codes, d, packed, weights)
     counts = torch.zeros(6, k, dtype=torch.float64).index_add_(0, codes, want.gamma.double())
     close = 1e-12 if dtype == torch.float64 else 1e-5
     assert torch.allclose(got.gamma, counts, rtol=close) and (got.gamma[5] == 0).all()
     assert want.log_prob[4] == -torch.inf and torch.equal(scan.evidence(table, d, packed, codes), want.log_prob)
     for name in ("log_prob", "start", "transition", "last"):
         assert torch.allclose(getattr(got, name), getattr(want, name), rtol=close), name
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k, m", [(1, 1), (3, 5), (5, 4), (16, 17), (17, 7)])
+def test_features_weigh_rows_and_are_summed(k: int, m: int, dtype: torch.dtype, forbidden: bool):
+    packed, d = Packed(LENGTHS, 70), chain(k, dtype, "one", forbidden)
+    g = torch.Generator().manual_seed(0)
+    table, phi = torch.randn(m, k, generator=g).to(dtype), torch.randn(m, packed.total, generator=g).to(dtype)
+    weights = torch.linspace(0, 2, packed.count, dtype=torch.float64)
+    close = 1e-10 if dtype == torch.float64 else 1e-3
+    want, got = scan.smooth(phi.T @ table, d, packed, weights), scan.smooth_table(table, phi, d, packed, weights)
+    assert torch.allclose(got.gamma, phi.double() @ want.gamma.double(), rtol=close, atol=close)
+    assert torch.allclose(scan.evidence(table, d, packed, phi), want.log_prob, rtol=close)
+    for name in ("log_prob", "start", "transition", "last"):
+        a, b = getattr(got, name), getattr(want, name)
+        assert float(((a - b).abs() / (1 + b.abs())).max()) < close, name
+    got, want = viterbi(table, d, packed, phi), viterbi(phi.T @ table, d, packed)
+    assert torch.allclose(got[1], want[1], rtol=close, atol=close)
+    assert float((got[0] == want[0]).double().mean()) > 0.98  # but for ties within rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -5,7 +5,8 @@
 //
 // b_t is divided by its largest entry and c_t makes alpha_t sum to one. Vectors run over states; up to GROUP sequences
 // are stepped side by side, so that one's sums are done while another's wait. What a sequence needs (alpha, w, delta)
-// stays in the cache from its first step to its last. log b has a row for each step, or one for each code.
+// stays in the cache from its first step to its last. log b has a row for each step; or it is looked up in a table (M, K),
+// whose row a step's code names, or whose rows are weighted by a step's features phi (M, N), as exponential families are.
 //
 // Sums over sequences are taken in SHARES parts, and those in order: the same bits on any number of threads.
 
@@ -22,14 +23,15 @@
 constexpr int GROUP = 4;    // most sequences side by side
 constexpr int SHARES = 32;  // most parts of a sum over sequences
 constexpr int BLOCK = 32;   // steps whose b is computed, or whose pairs are summed, while they are in the nearest cache
+constexpr int ROWS = 4;     // of a sum of outer products, taken at once
 constexpr int LEVEL = 4;    // steps of Viterbi after which the largest delta is made zero again
 constexpr double INF = std::numeric_limits<double>::infinity();
 
 struct Call {  // row-major arrays of the kernel's type where it says void; see compiled.py
-    int64_t count, k, codes_of, threads, watch, last_rows;
+    int64_t count, k, rows, total, threads, watch, last_rows;
     const int64_t *order, *start, *length;  // sequences, longest first; their first rows; their numbers of steps
-    const int64_t* codes;                   // of each row, or null
-    const void *log_b, *pi, *a, *last, *weights;  // pi is a logarithm; for Viterbi so are a and last
+    const int64_t* codes;                   // of each step, or null
+    const void *phi, *log_b, *pi, *a, *last, *weights;  // pi is a logarithm; for Viterbi so are a and last
     void *gamma, *first, *finals;
     double *pairs, *counts, *log_p;
     uint8_t* lost;
@@ -77,23 +79,27 @@ template <class T> static inline void copy(const T* from, T* to, int k, int widt
 
 template <class T> struct Chain {  // what all sequences share, K padded to whole vectors
     int k, kp;
-    std::vector<T> pi, a, back;  // back is the transpose of A
+    std::vector<T> pi, a, back, table;  // back is the transpose of A, table of use to phi
 
     Chain(const Call& c, T pad) : k(c.k), kp((k + W<T> - 1) / W<T> * W<T>), pi(kp, T(-INF)), a(kp * kp, pad), back(a) {
         for (int i = 0; i < k; i++) {
             pi[i] = ((const T*)c.pi)[i];
             for (int j = 0; j < k; j++) back[j * kp + i] = a[i * kp + j] = ((const T*)c.a)[i * k + j];
         }
+        if (c.phi) table.assign(c.rows * kp, 0);
+        for (int64_t m = 0; c.phi && m < c.rows; m++)
+            for (int j = 0; j < k; j++) table[m * kp + j] = ((const T*)c.log_b)[m * k + j];
     }
 };
 
 template <class T> struct Group {  // sequences side by side, the longest first
     int n, kp, share;
     int64_t id[GROUP], length[GROUP], row[GROUP], keep, keep_w;  // masks of the steps kept of alpha and of w
-    T *alpha[GROUP], *w[GROUP], *inv[GROUP], *extra;             // extra: GROUP x kp, three times
+    T *alpha[GROUP], *w[GROUP], *inv[GROUP], *end, *peak, *gamma;  // beta_T, the largest beta, BLOCK steps of gamma
 
     T* alpha_at(int g, int64_t t) { return alpha[g] + (t & keep) * kp; }
     T* w_at(int g, int64_t t) { return w[g] + (t & keep_w) * kp; }
+    T* gamma_at(int g, int64_t t) { return gamma + (g * BLOCK + t % BLOCK) * kp; }
     int running(int64_t t) const {  // how many have a step t
         int g = n;
         while (g && length[g - 1] <= t) g--;
@@ -108,17 +114,18 @@ template <class T, class Work> static void all_groups(const Call& c, int kp, boo
     const int64_t size = std::max<int64_t>(1, std::min<int64_t>(GROUP, c.count / 8));
     const int64_t longest = c.count ? c.length[c.order[0]] : 0;
     const int64_t kept = whole ? longest : 2, kept_w = whole ? longest : BLOCK;
-    const int64_t line = 64 / sizeof(T), one = (kept * (kp + 1) + kept_w * kp) / line * line + 3 * line;
+    const int64_t more = GROUP * kp, line = 64 / sizeof(T), one = (kept * (kp + 1) + kept_w * kp) / line * line + 3 * line;
 #pragma omp parallel num_threads(c.threads)
     {
-        std::vector<T> memory(size * one + 3 * GROUP * kp + line);
+        std::vector<T> memory(size * one + (2 + BLOCK) * more + line);
         T* base = (T*)(((uintptr_t)memory.data() + 63) / 64 * 64);
 #pragma omp for schedule(dynamic, 1)
         for (int share = 0; share < shares; share++)
             for (int64_t first = share * size; first < c.count; first += shares * size) {
                 Group<T> s;
                 s.n = std::min(size, c.count - first), s.kp = kp, s.share = share;
-                s.keep = whole ? -1 : 1, s.keep_w = whole ? -1 : BLOCK - 1, s.extra = base + size * one;
+                s.keep = whole ? -1 : 1, s.keep_w = whole ? -1 : BLOCK - 1;
+                s.end = base + size * one, s.peak = s.end + more, s.gamma = s.peak + more;
                 for (int g = 0; g < s.n; g++) {
                     s.id[g] = c.order[first + g], s.length[g] = c.length[s.id[g]], s.row[g] = c.start[s.id[g]];
                     s.alpha[g] = base + g * one, s.w[g] = s.alpha[g] + kept * kp, s.inv[g] = s.w[g] + kept_w * kp;
@@ -126,10 +133,6 @@ template <class T, class Work> static void all_groups(const Call& c, int kp, boo
                 work(s);
             }
     }
-}
-
-template <class T> static inline const T* emitted(const Call& c, int64_t row) {
-    return (const T*)c.log_b + (c.codes ? c.codes[row] : row) * c.k;
 }
 
 template <class T> static inline const T* end_of(const Call& c, int64_t id) {
@@ -156,25 +159,25 @@ template <class T> struct Max {
 };
 
 template <class T, class Op, int G, int V, class Then>
-static inline void product(const T* m, const T* const* in, int k, int kp, int j, Then then) {
+static inline void product(const T* m, const T* const* in, int64_t stride, int k, int kp, int j, Then then) {
     vec_of<T> acc[G][V];
     for (auto& row : acc)
         for (auto& x : row) x = Op::none();
     for (int i = 0; i < k; i++)
         for (int v = 0; v < V; v++) {
             auto a = load(m + i * kp + j + v * W<T>);
-            for (int g = 0; g < G; g++) acc[g][v] = Op::add(acc[g][v], in[g][i], a);
+            for (int g = 0; g < G; g++) acc[g][v] = Op::add(acc[g][v], in[g][i * stride], a);
         }
     for (int g = 0; g < G; g++)
         for (int v = 0; v < V; v++) then(g, j + v * W<T>, acc[g][v]);
 }
 
-// then(g, j, entries j .. j + W of in_g M) for G rows.
+// then(g, j, entries j .. j + W of in_g M) for G rows, whose entries lie `stride` apart.
 template <class T, class Op, int G, class Then>
-static inline void products(const T* m, const T* const* in, int k, int kp, Then then) {
+static inline void products(const T* m, const T* const* in, int64_t stride, int k, int kp, Then then) {
     int j = 0;
-    for (; j + 2 * W<T> <= kp; j += 2 * W<T>) product<T, Op, G, 2>(m, in, k, kp, j, then);
-    if (j < kp) product<T, Op, G, 1>(m, in, k, kp, j, then);
+    for (; j + 2 * W<T> <= kp; j += 2 * W<T>) product<T, Op, G, 2>(m, in, stride, k, kp, j, then);
+    if (j < kp) product<T, Op, G, 1>(m, in, stride, k, kp, j, then);
 }
 
 // ---------------------------------------------------------------- forward and backward
@@ -188,13 +191,33 @@ struct Scale {  // the logarithm of a product
     double log() const { return log_p + std::log(mass); }
 };
 
+template <class T> static inline const T* row_of(const Call& c, int64_t step) {
+    return (const T*)c.log_b + (c.codes ? c.codes[step] : step) * c.k;
+}
+
+// log b of steps t .. end of one sequence, in the place of w.
+template <class T> static void log_emissions(const Call& c, const Chain<T>& chain, Group<T>& s, int g, int64_t t, int64_t end) {
+    for (; !c.phi && t < end; t++) copy(row_of<T>(c, s.row[g] + t), s.w_at(g, t), chain.k, s.kp, T(-INF));
+    if (t == end) return;
+    for (int64_t i = t; i < end; i += 4) {
+        const T *first = (const T*)c.phi + s.row[g] + i, *in[4];
+        const int n = std::min<int64_t>(4, end - i);
+        for (int r = 0; r < 4; r++) in[r] = first + std::min(r, n - 1);
+        products<T, Sum<T>, 4>(chain.table.data(), in, c.total, c.rows, s.kp, [&](int r, int j, vec_of<T> x) {
+            if (r < n) store(s.w_at(g, i + r) + j, x);
+        });
+        for (int r = 0; r < n; r++)
+            for (int j = chain.k; j < s.kp; j++) s.w_at(g, i + r)[j] = T(-INF);
+    }
+}
+
 // b of steps t .. end of one sequence, each row's largest entry 1; returns the sum of the logarithms taken out.
 template <class T>
 static double emissions(const Call& c, const Chain<T>& chain, Group<T>& s, int g, int64_t t, int64_t end) {
     double taken = 0;
+    log_emissions(c, chain, s, g, t, end);
     for (; t < end; t++) {
         T* b = s.w_at(g, t);
-        copy(emitted<T>(c, s.row[g] + t), b, chain.k, s.kp, T(-INF));
         auto high = all(T(-INF));
         for (int j = 0; j < s.kp; j += W<T>) {
             if (!t) store(b + j, load(b + j) + load(&chain.pi[j]));
@@ -219,7 +242,7 @@ static void forward_step(const Chain<T>& chain, Group<T>& s, int64_t t, Scale* s
         sum[g] += x;
         store(now[g] + j, x);
     };
-    if (t) products<T, Sum<T>, G>(chain.a.data(), before, chain.k, s.kp, then);
+    if (t) products<T, Sum<T>, G>(chain.a.data(), before, 1, chain.k, s.kp, then);
     else
         for (int g = 0; g < G; g++)
             for (int j = 0; j < s.kp; j += W<T>) then(g, j, all(T(1)));
@@ -231,62 +254,59 @@ static void forward_step(const Chain<T>& chain, Group<T>& s, int64_t t, Scale* s
     }
 }
 
-// Step t of the first G sequences, of which `going` have another. In `extra`: beta_T, the largest beta, gamma.
+// Step t of the first G sequences, of which `going` have another.
 template <class T, int G>
 static void backward_step(const Call& c, const Chain<T>& chain, Group<T>& s, int64_t t, int going, double* counts) {
-    T *end = s.extra, *peak = end + GROUP * s.kp, *gamma = peak + GROUP * s.kp;
     auto then = [&](int g, int j, vec_of<T> beta) {
-        T *alpha = s.alpha_at(g, t) + j, *w = s.w_at(g, t) + j, *high = peak + g * s.kp + j;
-        store(gamma + g * s.kp + j, load(alpha) * beta);
+        T *alpha = s.alpha_at(g, t) + j, *w = s.w_at(g, t) + j, *high = s.peak + g * s.kp + j;
+        store(s.gamma_at(g, t) + j, load(alpha) * beta);
         store(w, load(w) * beta * s.inv[g][t & s.keep]);
         if (c.watch) store(high, maximum(load(high), beta));
     };
     const T* after[G];
     for (int g = 0; g < G; g++) after[g] = s.w_at(g, t + 1);
-    if (going >= G) products<T, Sum<T>, G>(chain.back.data(), after, chain.k, s.kp, then);
+    if (going >= G) products<T, Sum<T>, G>(chain.back.data(), after, 1, chain.k, s.kp, then);
     else
         for (int g = 0; g < G; g++)
-            if (g < going) products<T, Sum<T>, 1>(chain.back.data(), after + g, chain.k, s.kp,
+            if (g < going) products<T, Sum<T>, 1>(chain.back.data(), after + g, 1, chain.k, s.kp,
                                                   [&](int, int j, vec_of<T> beta) { then(g, j, beta); });
             else
-                for (int j = 0; j < s.kp; j += W<T>) then(g, j, load(end + g * s.kp + j));
+                for (int j = 0; j < s.kp; j += W<T>) then(g, j, load(s.end + g * s.kp + j));
     for (int g = 0; g < G; g++) {
         if (c.lost[s.id[g]]) continue;
         int64_t row = s.row[g] + t;
-        T* from = gamma + g * s.kp;
+        const T* from = s.gamma_at(g, t);
         if (c.gamma) copy(from, (T*)c.gamma + row * chain.k, chain.k, chain.k, T(0));
         if (c.first && !t) copy(from, (T*)c.first + s.id[g] * chain.k, chain.k, chain.k, T(0));
-        if (counts)
-            for (int j = 0; j < chain.k; j++) counts[c.codes[row] * chain.k + j] += from[j];
+        if (c.codes && counts)
+            for (int j = 0; j < chain.k; j++) counts[c.codes[row] * s.kp + j] += from[j];
     }
 }
 
-// sums_ij += sum_t alpha_t(i) w_{t+1}(j) of R rows i and V vectors of j.
+// sums_ij += sum_t a_t(i) b_t(j) for R rows i and V vectors of j. Entries of a lie `apart`, its steps `as`, those of b kp.
 template <class T, int R, int V>
-static inline void outer(Group<T>& s, int g, int i, int j, int64_t t, int64_t end, double* sums) {
+static inline void outer(const T* a, int64_t apart, int64_t as, const T* b, int kp, int64_t steps, double* sums) {
     vec_of<T> acc[R][V] = {};
-    for (; t < end; t++) {
-        const T *alpha = s.alpha_at(g, t) + i, *w = s.w_at(g, t + 1) + j;
+    for (; steps--; a += as, b += kp)
         for (int v = 0; v < V; v++) {
-            auto x = load(w + v * W<T>);
-            for (int r = 0; r < R; r++) acc[r][v] += alpha[r] * x;
+            auto x = load(b + v * W<T>);
+            for (int r = 0; r < R; r++) acc[r][v] += a[r * apart] * x;
         }
-    }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++)
-            for (int l = 0; l < W<T>; l++) sums[(i + r) * s.kp + j + v * W<T> + l] += acc[r][v][l];
+            for (int l = 0; l < W<T>; l++) sums[r * kp + v * W<T> + l] += acc[r][v][l];
 }
 
-template <class T> static void add_pairs(Group<T>& s, int g, double* sums) {
-    constexpr int R = W<T> < 4 ? W<T> : 4;
-    const int64_t steps = s.length[g] - 1;
-    for (int64_t t = 0; t < steps; t += BLOCK)
-        for (int i = 0; i < s.kp; i += R) {
-            const int64_t end = std::min<int64_t>(t + BLOCK, steps);
-            int j = 0;
-            for (; j + 2 * W<T> <= s.kp; j += 2 * W<T>) outer<T, R, 2>(s, g, i, j, t, end, sums);
-            if (j < s.kp) outer<T, R, 1>(s, g, i, j, t, end, sums);
-        }
+template <class T, int R>
+static void outers(const T* a, int64_t apart, int64_t as, int rows, const T* b, int kp, int64_t steps, double* sums) {
+    int i = 0;
+    for (; i + R <= rows; i += R) {
+        int j = 0;
+        for (; j + 2 * W<T> <= kp; j += 2 * W<T>)
+            outer<T, R, 2>(a + i * apart, apart, as, b + j, kp, steps, sums + i * kp + j);
+        if (j < kp) outer<T, R, 1>(a + i * apart, apart, as, b + j, kp, steps, sums + i * kp + j);
+    }
+    if constexpr (R > 1) outers<T, 1>(a + i * apart, apart, as, rows - i, b, kp, steps, sums + i * kp);
 }
 
 // log p of each sequence; with c.pairs also gamma, or its sums by code, the sums of pairs, and alpha_T / p.
@@ -294,7 +314,7 @@ template <class T> static void add_pairs(Group<T>& s, int g, double* sums) {
 template <class T> static void forward_backward(const Call& c) {
     const Chain<T> chain(c, 0);
     const int k = chain.k, kp = chain.kp;
-    const int64_t squares = kp * kp, entries = c.pairs ? squares + c.codes_of * k : 1;
+    const int64_t squares = (int64_t)k * kp, entries = c.pairs ? squares + c.rows * kp : 1;
     const int shares = shares_of(entries);
     const double limit = std::pow(std::numeric_limits<T>::min(), -2.0 / 3);
     std::vector<double> sums(c.pairs ? shares * entries : 0);
@@ -322,8 +342,8 @@ template <class T> static void forward_backward(const Call& c) {
                 copy(s.alpha_at(g, t), (T*)c.gamma + (s.row[g] + t) * k, k, k, T(0));
             if (!c.pairs || !s.length[g] || c.lost[id]) continue;
             for (int j = 0; j < kp; j++) {
-                s.extra[g * kp + j] = j < k ? (end ? end[j] : T(1)) / mass * weight[g] : 0;
-                s.extra[(GROUP + g) * kp + j] = 0;
+                s.end[g * kp + j] = j < k ? (end ? end[j] : T(1)) / mass * weight[g] : 0;
+                s.peak[g * kp + j] = 0;
                 if (j < k) ((T*)c.finals)[id * k + j] = alpha[j] / mass * weight[g];
             }
         }
@@ -333,33 +353,41 @@ template <class T> static void forward_backward(const Call& c) {
 #define STEP(G) backward_step<T, G>(c, chain, s, t, going, counts)
             FOR_EACH_SIZE(running, STEP)
 #undef STEP
+            for (int g = 0; counts && c.phi && t % BLOCK == 0 && g < running; g++) {
+                const int64_t steps = std::min<int64_t>(BLOCK, s.length[g] - t);
+                const T* phi = (const T*)c.phi + s.row[g] + t;
+                if (!c.lost[s.id[g]]) outers<T, ROWS>(phi, c.total, 1, c.rows, s.gamma_at(g, t), kp, steps, counts);
+            }
         }
         for (int g = 0; g < s.n; g++) {
-            const T* peak = s.extra + (GROUP + g) * kp;
             for (int j = 0; c.watch && j < k && s.length[g]; j++)
-                if (!(peak[j] <= limit * weight[g])) c.lost[s.id[g]] = 1;
-            if (!c.lost[s.id[g]]) add_pairs(s, g, pairs);
+                if (!(s.peak[g * kp + j] <= limit * weight[g])) c.lost[s.id[g]] = 1;
+            for (int64_t t = 0, steps; !c.lost[s.id[g]] && t < s.length[g] - 1; t += steps) {
+                steps = std::min<int64_t>(BLOCK, s.length[g] - 1 - t);
+                outers<T, ROWS>(s.alpha_at(g, t), 1, kp, k, s.w_at(g, t + 1), kp, steps, pairs);
+            }
         }
     });
     for (int share = 0; c.pairs && share < shares; share++) {
         const double* from = sums.data() + share * entries;
         for (int i = 0; i < k; i++)
             for (int j = 0; j < k; j++) c.pairs[i * k + j] += from[i * kp + j];
-        for (int64_t i = 0; i < c.codes_of * k; i++) c.counts[i] += from[squares + i];
+        for (int64_t i = 0; c.counts && i < c.rows; i++)
+            for (int j = 0; j < k; j++) c.counts[i * k + j] += from[squares + i * kp + j];
     }
 }
 
 // ---------------------------------------------------------------- Viterbi
 
-template <class T, int G> static void viterbi_step(const Call& c, const Chain<T>& chain, Group<T>& s, int64_t t, double* level) {
+template <class T, int G> static void viterbi_step(const Call& c, const Chain<T>& chain, Group<T>& s, int64_t t, bool copied, double* level) {
     T* now[G];
     const T *b[G], *before[G];
     for (int g = 0; g < G; g++) {
-        now[g] = s.alpha_at(g, t), before[g] = s.alpha_at(g, t - 1), b[g] = emitted<T>(c, s.row[g] + t);
-        if (chain.k < s.kp) copy(b[g], s.w_at(g, t), chain.k, s.kp, T(-INF)), b[g] = s.w_at(g, t);
+        now[g] = s.alpha_at(g, t), before[g] = s.alpha_at(g, t - 1);
+        b[g] = copied ? s.w_at(g, t) : row_of<T>(c, s.row[g] + t);
     }
     auto then = [&](int g, int j, vec_of<T> x) { store(now[g] + j, x + load(b[g] + j)); };
-    if (t) products<T, Max<T>, G>(chain.a.data(), before, chain.k, s.kp, then);
+    if (t) products<T, Max<T>, G>(chain.a.data(), before, 1, chain.k, s.kp, then);
     else
         for (int g = 0; g < G; g++)
             for (int j = 0; j < s.kp; j += W<T>) then(g, j, load(&chain.pi[j]));
@@ -392,20 +420,24 @@ template <class T> static inline int best(const T* delta, const T* a, int kp, T&
 
 template <class T> static void viterbi(const Call& c) {
     const Chain<T> chain(c, T(-INF));
+    const bool copied = c.phi || chain.k < chain.kp;
     all_groups<T>(c, chain.kp, true, c.count, [&](Group<T>& s) {
         double level[GROUP] = {};
         int64_t z[GROUP];
         for (int64_t t = 0; t < s.length[0]; t++) {
-#define STEP(G) viterbi_step<T, G>(c, chain, s, t, level)
-            FOR_EACH_SIZE(s.running(t), STEP)
+            const int running = s.running(t);
+            for (int g = 0; copied && t % BLOCK == 0 && g < running; g++)
+                log_emissions(c, chain, s, g, t, std::min<int64_t>(t + BLOCK, s.length[g]));
+#define STEP(G) viterbi_step<T, G>(c, chain, s, t, copied, level)
+            FOR_EACH_SIZE(running, STEP)
 #undef STEP
         }
         for (int g = 0; g < s.n; g++) {
             c.log_p[s.id[g]] = 0;
             if (!s.length[g]) continue;
-            copy(c.last ? end_of<T>(c, s.id[g]) : s.extra, s.extra + s.kp, c.last ? chain.k : 0, s.kp, T(c.last ? -INF : 0));
+            copy(c.last ? end_of<T>(c, s.id[g]) : s.end, s.end, c.last ? chain.k : 0, s.kp, T(c.last ? -INF : 0));
             T top;
-            z[g] = best(s.alpha_at(g, s.length[g] - 1), s.extra + s.kp, s.kp, top);
+            z[g] = best(s.alpha_at(g, s.length[g] - 1), s.end, s.kp, top);
             c.path[s.row[g] + s.length[g] - 1] = z[g], c.log_p[s.id[g]] = level[g] + top;
         }
         for (int64_t t = s.length[0] - 2; t >= 0; t--)

@@ -17,7 +17,7 @@ from protea.kernels import compiled
 from protea.models.markov.dynamics import Dynamics
 from protea.models.markov.packed import Packed
 
-SUMS = 1 << 14  # most entries of a table of codes whose expected counts are summed within the scan
+SUMS = 1 << 14  # most entries of a table whose rows are counted within the scan
 OUTPUTS = {"gamma", "first", "finals", "pairs", "counts", "log_p", "lost", "path"}
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
@@ -26,10 +26,10 @@ class Call(ctypes.Structure):
     """What a kernel is given, as in markov.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("count", "k", "codes_of", "threads", "watch", "last_rows")),
+        *((name, ctypes.c_int64) for name in ("count", "k", "rows", "total", "threads", "watch", "last_rows")),
         *((name, ctypes.c_void_p) for name in (
-            "order", "start", "length", "codes", "log_b", "pi", "a", "last", "weights", "gamma", "first", "finals",
-            "pairs", "counts", "log_p", "lost", "path",
+            "order", "start", "length", "codes", "phi", "log_b", "pi", "a", "last", "weights",
+            "gamma", "first", "finals", "pairs", "counts", "log_p", "lost", "path",
         )),
     ]  # fmt: skip
 
@@ -48,33 +48,33 @@ def ready(log_b: Tensor) -> bool:
 
 
 def forward(
-    log_b: Tensor, dynamics: Dynamics, packed: Packed, codes: Tensor | None = None, alpha: Tensor | None = None
+    log_b: Tensor, dynamics: Dynamics, packed: Packed, index: Tensor | None = None, alpha: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """log p (B,) and which sequences are impossible (B,); fills alpha (N, K), the filtered states, if given."""
     log_p, lost = _per_sequence(packed)
-    _run("forward_backward", log_b, dynamics, packed, codes=codes, gamma=alpha, log_p=log_p, lost=lost)
+    _run("forward_backward", log_b, dynamics, packed, index, gamma=alpha, log_p=log_p, lost=lost)
     return log_p, lost
 
 
 def forward_backward(
-    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None, codes: Tensor | None = None,
+    log_b: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None, index: Tensor | None = None,
     **given: Tensor | int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The fields of `scan.Pass`. Fills gamma (N, K), which may be log b, or counts (M, K) of codes; `watch`es beta."""
+    """The fields of `scan.Pass`. Fills gamma (N, K), which may be log b, or counts (M, K) by row of a table."""
     (log_p, lost), k = _per_sequence(packed), log_b.shape[1]
     pairs, last = torch.zeros(k, k, dtype=torch.float64), log_b.new_zeros(packed.count, k)
     share = None if weights is None else weights.to(log_b)
-    _run("forward_backward", log_b, dynamics, packed, codes=codes, weights=share, pairs=pairs, finals=last,
-         log_p=log_p, lost=lost, codes_of=0 if codes is None else len(log_b), **given)  # fmt: skip
+    _run("forward_backward", log_b, dynamics, packed, index, weights=share, pairs=pairs, finals=last, log_p=log_p,
+         lost=lost, **given)  # fmt: skip
     return log_p, lost, pairs, last
 
 
-def viterbi(log_b: Tensor, dynamics: Dynamics, packed: Packed, codes: Tensor | None) -> tuple[Tensor, Tensor]:
+def viterbi(log_b: Tensor, dynamics: Dynamics, packed: Packed, index: Tensor | None) -> tuple[Tensor, Tensor]:
     """The path (N,) and its log p (B,)."""
     path, log_p = torch.empty(packed.total, dtype=torch.int64), torch.empty(packed.count, dtype=torch.float64)
     last = None if dynamics.last is None else dynamics.last.log()
     logs = Dynamics(dynamics.start, dynamics.transition.log(), last)
-    _run("viterbi", log_b, logs, packed, codes=codes, path=path, log_p=log_p)
+    _run("viterbi", log_b, logs, packed, index, path=path, log_p=log_p)
     return path, log_p
 
 
@@ -82,15 +82,19 @@ def _per_sequence(packed: Packed) -> tuple[Tensor, Tensor]:
     return torch.empty(packed.count, dtype=torch.float64), torch.zeros(packed.count, dtype=torch.bool)
 
 
-def _run(kernel: str, log_b: Tensor, dynamics: Dynamics, packed: Packed, **given: Tensor | int | None) -> None:
+def _run(
+    kernel: str, log_b: Tensor, dynamics: Dynamics, packed: Packed, index: Tensor | None, **given: Tensor | int | None
+) -> None:
     """Call a kernel; `given` are further fields of `Call`."""
     lib, last = _library(), dynamics.last
     assert lib is not None
     fields: dict[str, Tensor | int | None] = {
         "order": packed.order, "start": packed.start, "length": packed.lengths, "log_b": log_b,
+        "phi" if index is not None and index.is_floating_point() else "codes": index,
         "pi": dynamics.start.log(), "a": dynamics.transition, "last": last,
     } | given  # fmt: skip
-    call = Call(count=packed.count, k=log_b.shape[1], threads=torch.get_num_threads())
+    call = Call(count=packed.count, k=log_b.shape[1], total=packed.total, threads=torch.get_num_threads())
+    call.rows = 0 if index is None else len(log_b)
     call.last_rows = int(last is not None and last.ndim == 2)
     held = {name: v.contiguous() for name, v in fields.items() if isinstance(v, Tensor)}
     assert all(v is fields[name] or name not in OUTPUTS for name, v in held.items())

@@ -16,13 +16,35 @@ from protea.core import Stats
 from protea.distributions.covariance import CHUNK
 from protea.distributions.family import Family
 
+FEATURES = 64  # most features of an exponential family by which log b is looked up
 
-def by_code(emission: Family, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """log b of packed steps, (N, K), or by code, with the steps' codes (N,), where that is shorter."""
-    found = None if torch.is_grad_enabled() else emission.by_code(rows)
-    if found is None or len(found[0]) > len(rows):
-        return log_b(emission, rows, dtype), None
-    return found[0].to(dtype), found[1]
+
+def table(emission: Family, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """log b of packed steps (N, K); or a table (M, K), shorter than that, and what to look up in it for each step.
+
+    That is a code (N,), or the features phi (M, N) of an exponential family.
+    """
+    if not torch.is_grad_enabled() and len(rows):
+        found, linear = emission.by_code(rows), emission.linear()
+        if found is not None and len(found[0]) <= len(rows):
+            return found[0].to(dtype), found[1]
+        if linear is not None and linear.eta.dtype == dtype and linear.eta.shape[1] <= FEATURES:
+            phi = linear.phi(rows)
+            if phi is not None:
+                return linear.eta.T.contiguous(), phi
+    return log_b(emission, rows, dtype), None
+
+
+def look_up(table: Tensor, index: Tensor | None) -> Tensor:
+    """log b of each step (N, K), from what `table` gives."""
+    if index is None:
+        return table
+    return index.T @ table if index.is_floating_point() else table[index]
+
+
+def counted(emission: Family, sums: Tensor, index: Tensor) -> Stats:
+    """The emissions' statistics from weights summed by row of the table, (M, K)."""
+    return emission.gathered(sums.T) if index.is_floating_point() else emission.counted(sums)
 
 
 def chunks(emission: Family, rows: Tensor, width: int = 0) -> Iterator[slice]:
@@ -73,7 +95,7 @@ def statistics(emission: Family, rows: Tensor, gamma: Tensor, dtype: torch.dtype
         r = gamma[i].to(dtype)
         phi = None if linear is None or not len(r) else linear.phi(rows[i])
         if sums is not None and phi is not None:
-            sums += r.T @ phi.T
+            sums += (phi @ r).T
         else:
             add(emission.expect(rows[i], r))
     if sums is not None:

@@ -49,18 +49,17 @@ MEMORY = 1 << 22  # entries of alpha, by which sequences of a batch are taken in
 
 
 class Prepared(NamedTuple):
-    """What a scan over time is given: the layout, the packed steps, log b of each (N, K), or of each code (M, K) and
-    the steps' codes (N,), and the chain's probabilities."""
+    """What a scan over time is given: the layout, the packed steps, log b as `emitted.table` has it, the chain."""
 
     packed: Packed
     rows: Tensor
     log_b: Tensor
-    codes: Tensor | None
+    index: Tensor | None
     dynamics: Dynamics
 
     def each(self) -> Tensor:
         """log b of each step, (N, K)."""
-        return self.log_b if self.codes is None else self.log_b[self.codes]
+        return emitted.look_up(self.log_b, self.index)
 
 
 class HiddenMarkov(Normalised, Countable, Conditionable):
@@ -162,10 +161,10 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         packed = self.layout(x, lengths)
         rows = packed.pack(x)
         if states is None:
-            log_b, codes = emitted.by_code(self.emission, rows, self.precision)
+            log_b, index = emitted.table(self.emission, rows, self.precision)
         else:
-            log_b, codes = self._known(self._log_b(rows), packed, x, states), None
-        return Prepared(packed, rows, log_b, codes, self._dynamics(packed))
+            log_b, index = self._known(self._log_b(rows), packed, x, states), None
+        return Prepared(packed, rows, log_b, index, self._dynamics(packed))
 
     def _known(self, log_b: Tensor, packed: Packed, x: Tensor, states: Tensor) -> Tensor:
         """log b with -inf for all states but the one that is known."""
@@ -194,7 +193,7 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
             if torch.is_grad_enabled():
                 log_p = log_likelihood(p.log_b, p.dynamics, p.packed)
             else:
-                log_p = scan.evidence(p.log_b, p.dynamics, p.packed, p.codes)
+                log_p = scan.evidence(p.log_b, p.dynamics, p.packed, p.index)
             out.append(log_p + self._evidence(p.packed))
         return torch.cat(out)
 
@@ -225,7 +224,7 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
         Ways through silent states between two states that emit are summed (in a profile there is only one).
         """
         p = self._prepared(x, None, lengths)
-        path, log_p = viterbi(p.log_b, p.dynamics, p.packed, p.codes)
+        path, log_p = viterbi(p.log_b, p.dynamics, p.packed, p.index)
         return p.packed.unpack(path, -1), log_p + self._evidence(p.packed)
 
     @torch.no_grad()
@@ -255,14 +254,14 @@ class HiddenMarkov(Normalised, Countable, Conditionable):
 
     def _expect(self, x: Tensor, states: Tensor | None, lengths: Tensor | None, weights: Tensor | None) -> Stats:
         g = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
-        packed, rows, log_b, codes, dynamics = self._prepared(x, states, lengths)
+        packed, rows, log_b, index, dynamics = self._prepared(x, states, lengths)
         share = None if weights is None else g
-        if codes is None:
+        if index is None:
             p = scan.smooth(log_b, dynamics, packed, share, log_b)
             found = emitted.statistics(self.emission, rows, p.gamma, self._emission_dtype())
         else:
-            p = scan.smooth_codes(log_b, codes, dynamics, packed, share)
-            found = self.emission.counted(p.gamma)
+            p = scan.smooth_table(log_b, index, dynamics, packed, share)
+            found = emitted.counted(self.emission, p.gamma, index)
         stats = {"chain": self._steps(p, g, packed), "count": g.sum()}
         log_p = p.log_prob + self._evidence(packed)
         stats["log_prob"] = torch.where(g > 0, g * log_p, 0.0).sum()

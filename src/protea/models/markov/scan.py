@@ -28,6 +28,7 @@ from torch import Tensor
 
 from protea.models.markov import blocks, compiled, log_scan
 from protea.models.markov.dynamics import Dynamics, Posterior
+from protea.models.markov.emitted import look_up
 from protea.models.markov.packed import Packed
 
 
@@ -112,21 +113,23 @@ def _mended(
     return _posterior(log_p, gamma, gamma[packed.first], pairs, last, dynamics)
 
 
-def smooth_codes(
-    table: Tensor, codes: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None
+def smooth_table(
+    table: Tensor, index: Tensor, dynamics: Dynamics, packed: Packed, weights: Tensor | None = None
 ) -> Posterior:
-    """The posterior of codes (N,) whose log b are rows of a table (M, K), with sums by code in place of gamma.
+    """The posterior of steps whose log b is looked up (`emitted.look_up`); gamma is summed by row of the table, (M, K).
 
     Neither log b nor gamma is written out where the sums fit the cache.
     """
     counts = torch.zeros_like(table, dtype=torch.float64)
     if compiled.ready(table) and table.numel() <= compiled.SUMS and loses_nothing(dynamics, table.dtype):
         first = table.new_zeros(packed.count, table.shape[1])
-        found = Pass(*compiled.forward_backward(table, dynamics, packed, weights, codes, counts=counts, first=first))
+        found = Pass(*compiled.forward_backward(table, dynamics, packed, weights, index, counts=counts, first=first))
         log_p = torch.where(found.lost, -torch.inf, found.log_prob)
         return _posterior(log_p, counts, first, found.pairs, found.last, dynamics)
-    p = smooth(table[codes], dynamics, packed, weights)
-    return replace(p, gamma=counts.index_add_(0, codes, p.gamma.double()))
+    p = smooth(look_up(table, index), dynamics, packed, weights)
+    if index.is_floating_point():
+        return replace(p, gamma=(index @ p.gamma).double())
+    return replace(p, gamma=counts.index_add_(0, index, p.gamma.double()))
 
 
 def _posterior(
@@ -138,14 +141,14 @@ def _posterior(
     return Posterior(log_p, gamma, start, torch.where(dynamics.transition > 0, pairs, 0.0), last)
 
 
-def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed, codes: Tensor | None = None) -> Tensor:
-    """log p(x) (B,) of packed log b (N, K), or of codes (N,) and a row for each code: forward only, if nothing is lost.
+def evidence(log_b: Tensor, dynamics: Dynamics, packed: Packed, index: Tensor | None = None) -> Tensor:
+    """log p(x) (B,) of packed log b (N, K), or of a table and what to look up in it: forward only, if nothing is lost.
 
     A probability of zero is then exact: where steps cannot lose anything, only an impossible step gives it.
     """
     if not loses_nothing(dynamics, log_b.dtype) or not compiled.ready(log_b):
-        return smooth(log_b if codes is None else log_b[codes], dynamics, packed).log_prob
-    log_p, lost = compiled.forward(log_b, dynamics, packed, codes)
+        return smooth(look_up(log_b, index), dynamics, packed).log_prob
+    log_p, lost = compiled.forward(log_b, dynamics, packed, index)
     return torch.where(lost, -torch.inf, log_p)
 
 

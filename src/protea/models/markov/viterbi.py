@@ -15,19 +15,20 @@ from torch import Tensor
 
 from protea.models.markov import compiled
 from protea.models.markov.dynamics import Dynamics
+from protea.models.markov.emitted import look_up
 from protea.models.markov.packed import Packed
 
 
 @torch.no_grad()
-def viterbi(log_b: Tensor, dynamics: Dynamics, packed: Packed, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def viterbi(log_b: Tensor, dynamics: Dynamics, packed: Packed, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The most probable path z (N,) of packed log b (N, K), and log p(x, z) (B,).
 
-    Where `codes` (N,) are given, log b has a row for each code. A sequence of probability zero has log p = -inf and a
-    path without meaning.
+    With an `index`, log b is a table (`emitted.look_up`). A sequence of probability zero has log p = -inf and a path
+    without meaning.
     """
     if compiled.ready(log_b):
-        return compiled.viterbi(log_b, dynamics, packed, codes)
-    return with_tensors(log_b if codes is None else log_b[codes], dynamics, packed)
+        return compiled.viterbi(log_b, dynamics, packed, index)
+    return with_tensors(look_up(log_b, index), dynamics, packed)
 
 
 def with_tensors(log_b: Tensor, dynamics: Dynamics, packed: Packed) -> tuple[Tensor, Tensor]:
