@@ -31,13 +31,14 @@ def rung(width: int, vocabulary: int, tokens_per_parameter: float = TOKENS_PER_P
     return replace(made, steps=steps), n, steps * made.batch * CONTEXT
 
 
-def ladder(path: str, widths: tuple[int, ...] = WIDTHS, tokens_per_parameter: float = TOKENS_PER_PARAMETER) -> dict:
+def ladder(path: str, widths: tuple[int, ...] = WIDTHS, tokens_per_parameter: float = TOKENS_PER_PARAMETER,
+           seed: int = 0) -> dict:  # fmt: skip
     """Run all widths, fit all but the last, foretell the last."""
     vocabulary = characters(path)[2]
     rows = []
     for width in widths:
         made, n, tokens = rung(width, vocabulary, tokens_per_parameter)
-        found = run(made, path)
+        found = run(made, path, seed)
         rows.append({"width": width, "parameters": n, "tokens": tokens, "compute": 6 * n * tokens,
                      "loss": found["validation_loss"], "seconds": found["seconds"]})  # fmt: skip
         print(f"width {width}: {n:,} parameters, {tokens:,} characters, {rows[-1]['loss']:.4f} nats", flush=True)
@@ -51,10 +52,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="a text file")
     parser.add_argument("--out", help="write JSON here")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    found = ladder(given.text)
+    found = ladder(given.text, seed=given.seed)
     print(f"L(C) = {found['E']:.3f} + {found['A']:.3g} / C^{found['alpha']:.3f}; the last rung: foretold "
           f"{found['foretold']:.4f}, met {found['met']:.4f}, off by {100 * found['off']:.1f} %")  # fmt: skip
     if given.out:
