@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from protea.kernels.pages import large_pages
 from protea.models.autoregressive.decoder import Decoder
 from protea.nn.attention import GQA
 from protea.nn.block import Block, Branch
@@ -80,6 +81,8 @@ class Plan:
         self._most, self._state = blocks.longest + 64, 0
         self._states = np.zeros((2, rows), dtype=np.int64)  # addresses of the rows' states, before and after
         self._compile(net)
+        large_pages(net.parameters())
+        large_pages((part for parts in blocks.store.values() for part in parts), now=False)
         self._ops = (Op * len(self.ops))(*self.ops)
         self._next = np.zeros(len(self.ops), dtype=np.int32)
         self._ids = np.zeros((3, rows), dtype=np.int32)
