@@ -1,12 +1,12 @@
 // Hidden Markov models on the CPU: forward-backward in the linear domain, and Viterbi with logarithms.
 //
-//     alpha_t = (alpha_{t-1} A) * b_t / c_t,   beta_t = A w_{t+1},   w_t = b_t * beta_t / c_t,   gamma_t = alpha_t * beta_t
-//     delta_t(j) = log b_t(j) + max_i (delta_{t-1}(i) + log A_ij),       z_t = argmax_i (delta_t(i) + log A_{i, z_{t+1}})
+//     alpha_t = (alpha_{t-1} A) * b_t / c_t,  beta_t = A w_{t+1},  w_t = b_t * beta_t / c_t,  gamma_t = alpha_t * beta_t
+//     delta_t(j) = log b_t(j) + max_i (delta_{t-1}(i) + log A_ij),    z_t = argmax_i (delta_t(i) + log A_{i, z_{t+1}})
 //
 // b_t is divided by its largest entry and c_t makes alpha_t sum to one. Vectors run over states; up to GROUP sequences
 // are stepped side by side, so that one's sums are done while another's wait. What a sequence needs (alpha, w, delta)
-// stays in the cache from its first step to its last. log b has a row for each step; or it is looked up in a table (M, K),
-// whose row a step's code names, or whose rows are weighted by a step's features phi (M, N), as exponential families are.
+// stays in the cache from its first step to its last. log b has a row for each step, or is looked up in a table (M, K):
+// a step's code names the row, or its features phi (M, N) weigh all rows, as in exponential families.
 //
 // Sums over sequences are taken in SHARES parts, and those in order: the same bits on any number of threads.
 
@@ -18,7 +18,7 @@
 #include <limits>
 #include <vector>
 
-#include "vectors.h"
+#include "lanes.h"
 
 constexpr int GROUP = 4;    // most sequences side by side
 constexpr int SHARES = 32;  // most parts of a sum over sequences
@@ -38,43 +38,9 @@ struct Call {  // row-major arrays of the kernel's type where it says void; see 
     int64_t* path;
 };
 
-template <class T> constexpr int W = Lanes<T>::count;
-
-// The sum, or the like, of all N lanes, in each lane: halves turned onto each other again and again.
-template <class I, int N, int HALF, class V, class Op> static inline V folded(V v, Op op) {
-    V turned;
-#ifdef __clang__
-    for (int i = 0; i < N; i++) turned[i] = v[(i + HALF) % N];
-#else
-    I at = {};
-    for (int i = 0; i < N; i++) at[i] = (i + HALF) % N;
-    turned = __builtin_shuffle(v, at);
-#endif
-    v = op(v, turned);
-    if constexpr (HALF > 1) v = folded<I, N, HALF / 2>(v, op);
-    return v;
-}
-template <class T> using ivec_of = typename Lanes<T>::ivec;
-template <class T> static inline vec_of<T> sum_of(vec_of<T> v) {
-    return folded<ivec_of<T>, W<T>, W<T> / 2>(v, [](auto a, auto b) { return a + b; });
-}
-template <class T> static inline vec_of<T> max_of(vec_of<T> v) {
-    return folded<ivec_of<T>, W<T>, W<T> / 2>(v, [](auto a, auto b) { return maximum(a, b); });
-}
-template <class T> static inline ivec_of<T> least_of(ivec_of<T> v) {
-    return folded<ivec_of<T>, W<T>, W<T> / 2>(v, [](auto a, auto b) { return a < b ? a : b; });
-}
-
 // e^x; zero where that is below the type's smallest number, and NaN stays.
 template <class T> static inline vec_of<T> power(vec_of<T> x) {
     return x < all(T(sizeof(T) == 4 ? -87 : -708)) ? vec_of<T>{} : x == x ? exponential(x) : x;
-}
-
-template <class T> static inline void copy(const T* from, T* to, int k, int width, T pad) {
-    int i = 0;
-    for (; i + W<T> <= k; i += W<T>) store(to + i, load(from + i));
-    for (; i < k; i++) to[i] = from[i];
-    for (; i < width; i++) to[i] = pad;
 }
 
 template <class T> struct Chain {  // what all sequences share, K padded to whole vectors
@@ -109,12 +75,14 @@ template <class T> struct Group {  // sequences side by side, the longest first
 
 static int shares_of(int64_t entries) { return std::max<int64_t>(1, std::min<int64_t>(SHARES, (1 << 22) / entries)); }
 
-// work(group) for all groups; those of a share in order, by one thread. All steps are kept, or only the last few.
-template <class T, class Work> static void all_groups(const Call& c, int kp, bool whole, int shares, Work work) {
+// work(group) for all groups; those of a share in order, by one thread. All steps of alpha, of w are kept, or a few.
+template <class T, class Work>
+static void all_groups(const Call& c, int kp, bool whole, bool whole_w, int shares, Work work) {
     const int64_t size = std::max<int64_t>(1, std::min<int64_t>(GROUP, c.count / 8));
     const int64_t longest = c.count ? c.length[c.order[0]] : 0;
-    const int64_t kept = whole ? longest : 2, kept_w = whole ? longest : BLOCK;
-    const int64_t more = GROUP * kp, line = 64 / sizeof(T), one = (kept * (kp + 1) + kept_w * kp) / line * line + 3 * line;
+    const int64_t kept = whole ? longest : 2, kept_w = whole_w ? longest : BLOCK;
+    const int64_t more = GROUP * kp, line = 64 / sizeof(T);
+    const int64_t one = (kept * (kp + 1) + kept_w * kp) / line * line + 3 * line;
 #pragma omp parallel num_threads(c.threads)
     {
         std::vector<T> memory(size * one + (2 + BLOCK) * more + line);
@@ -124,7 +92,7 @@ template <class T, class Work> static void all_groups(const Call& c, int kp, boo
             for (int64_t first = share * size; first < c.count; first += shares * size) {
                 Group<T> s;
                 s.n = std::min(size, c.count - first), s.kp = kp, s.share = share;
-                s.keep = whole ? -1 : 1, s.keep_w = whole ? -1 : BLOCK - 1;
+                s.keep = whole ? -1 : 1, s.keep_w = whole_w ? -1 : BLOCK - 1;
                 s.end = base + size * one, s.peak = s.end + more, s.gamma = s.peak + more;
                 for (int g = 0; g < s.n; g++) {
                     s.id[g] = c.order[first + g], s.length[g] = c.length[s.id[g]], s.row[g] = c.start[s.id[g]];
@@ -196,7 +164,8 @@ template <class T> static inline const T* row_of(const Call& c, int64_t step) {
 }
 
 // log b of steps t .. end of one sequence, in the place of w.
-template <class T> static void log_emissions(const Call& c, const Chain<T>& chain, Group<T>& s, int g, int64_t t, int64_t end) {
+template <class T>
+static void log_emissions(const Call& c, const Chain<T>& chain, Group<T>& s, int g, int64_t t, int64_t end) {
     for (; !c.phi && t < end; t++) copy(row_of<T>(c, s.row[g] + t), s.w_at(g, t), chain.k, s.kp, T(-INF));
     if (t == end) return;
     for (int64_t i = t; i < end; i += 4) {
@@ -283,7 +252,7 @@ static void backward_step(const Call& c, const Chain<T>& chain, Group<T>& s, int
     }
 }
 
-// sums_ij += sum_t a_t(i) b_t(j) for R rows i and V vectors of j. Entries of a lie `apart`, its steps `as`, those of b kp.
+// sums_ij += sum_t a_t(i) b_t(j) for R rows i and V vectors of j. Entries of a lie `apart`, its steps `as`, b's kp.
 template <class T, int R, int V>
 static inline void outer(const T* a, int64_t apart, int64_t as, const T* b, int kp, int64_t steps, double* sums) {
     vec_of<T> acc[R][V] = {};
@@ -318,9 +287,10 @@ template <class T> static void forward_backward(const Call& c) {
     const int shares = shares_of(entries);
     const double limit = std::pow(std::numeric_limits<T>::min(), -2.0 / 3);
     std::vector<double> sums(c.pairs ? shares * entries : 0);
-    all_groups<T>(c, kp, c.pairs || c.gamma, shares, [&](Group<T>& s) {
+    all_groups<T>(c, kp, c.pairs || c.gamma, c.pairs, shares, [&](Group<T>& s) {
         Scale scale[GROUP];
-        double taken[GROUP] = {}, *pairs = sums.data() + s.share * entries, *counts = c.counts ? pairs + squares : nullptr;
+        double taken[GROUP] = {}, *pairs = sums.data() + s.share * entries;
+        double* counts = c.counts ? pairs + squares : nullptr;
         for (int64_t t = 0; t < s.length[0]; t++) {
             const int running = s.running(t);
             for (int g = 0; t % BLOCK == 0 && g < running; g++)
@@ -379,7 +349,8 @@ template <class T> static void forward_backward(const Call& c) {
 
 // ---------------------------------------------------------------- Viterbi
 
-template <class T, int G> static void viterbi_step(const Call& c, const Chain<T>& chain, Group<T>& s, int64_t t, bool copied, double* level) {
+template <class T, int G>
+static void viterbi_step(const Call& c, const Chain<T>& chain, Group<T>& s, int64_t t, bool copied, double* level) {
     T* now[G];
     const T *b[G], *before[G];
     for (int g = 0; g < G; g++) {
@@ -402,7 +373,7 @@ template <class T, int G> static void viterbi_step(const Call& c, const Chain<T>
 }
 
 // The first i of the largest delta(i) + a(i), and that.
-template <class T> static inline int best(const T* delta, const T* a, int kp, T& top) {
+template <class T> static inline int best(const T* delta, const T* a, int k, int kp, T& top) {
     auto high = load(delta) + load(a);
     ivec_of<T> at, now;
     for (int l = 0; l < W<T>; l++) now[l] = l;
@@ -415,13 +386,13 @@ template <class T> static inline int best(const T* delta, const T* a, int kp, T&
     }
     const auto most = max_of<T>(high);
     top = most[0];
-    return least_of<T>(high == most ? at : ivec_of<T>{} + kp - 1)[0];
+    return std::min<int>(least_of<T>(high == most ? at : ivec_of<T>{} + kp)[0], k - 1);
 }
 
 template <class T> static void viterbi(const Call& c) {
     const Chain<T> chain(c, T(-INF));
     const bool copied = c.phi || chain.k < chain.kp;
-    all_groups<T>(c, chain.kp, true, c.count, [&](Group<T>& s) {
+    all_groups<T>(c, chain.kp, true, false, c.count, [&](Group<T>& s) {
         double level[GROUP] = {};
         int64_t z[GROUP];
         for (int64_t t = 0; t < s.length[0]; t++) {
@@ -437,13 +408,13 @@ template <class T> static void viterbi(const Call& c) {
             if (!s.length[g]) continue;
             copy(c.last ? end_of<T>(c, s.id[g]) : s.end, s.end, c.last ? chain.k : 0, s.kp, T(c.last ? -INF : 0));
             T top;
-            z[g] = best(s.alpha_at(g, s.length[g] - 1), s.end, s.kp, top);
+            z[g] = best(s.alpha_at(g, s.length[g] - 1), s.end, chain.k, s.kp, top);
             c.path[s.row[g] + s.length[g] - 1] = z[g], c.log_p[s.id[g]] = level[g] + top;
         }
         for (int64_t t = s.length[0] - 2; t >= 0; t--)
             for (int g = 0, going = s.running(t + 1); g < going; g++) {
                 T top;
-                z[g] = best(s.alpha_at(g, t), &chain.back[z[g] * s.kp], s.kp, top);
+                z[g] = best(s.alpha_at(g, t), &chain.back[z[g] * s.kp], chain.k, s.kp, top);
                 c.path[s.row[g] + t] = z[g];
             }
     });
