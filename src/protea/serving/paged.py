@@ -1,7 +1,7 @@
 """Texts in blocks, seen by a model as one `Memory`: any model runs on the paged pool.
 
 Each call gathers what its queries may see from the blocks into one straight tensor; texts of different lengths are
-masked. The fused plan (`native.py`) reads the same blocks in place.
+masked. The fused plan (`plan.py`) reads the same blocks in place.
 """
 
 from __future__ import annotations
