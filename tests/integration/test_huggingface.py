@@ -14,10 +14,12 @@ from protea.errors import ConfigError, DataError, NotSupported
 from protea.interop.huggingface import from_pretrained, save_pretrained
 from protea.interop.tensors import INDEX, WHOLE
 from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
+from protea.nn.context import plain_context
+from protea.nn.patching import entropy
 from protea.spaces import Tokens
 from protea.spaces.tokenizers import make_tokenizer
 
-# BLT's folder needs a threshold that is found in data: tests/parity/test_blt.py.
+# BLT's folder says a threshold that is found in data: below, and tests/parity/test_blt.py.
 WITH_HF = [name for name, a in ARCHITECTURES.items() if a.hf is not None and name != "blt"]
 TEXT = "to be or not to be that is the question " * 20
 
@@ -46,6 +48,23 @@ def test_ours_comes_back(name, tmp_path):
     assert back.architecture == name and back.context == model.context
     x = torch.randint(0, 18, (2, 12))
     assert torch.equal(back.logits(x), model.logits(x)) and back.logits(x).shape[-1] == 17
+
+
+@torch.no_grad()
+def test_byte_patches_are_written_with_the_threshold_they_learnt(tmp_path):
+    """The folder says it, the model keeps learning it."""
+    torch.manual_seed(0)
+    model = language_model("blt", Tokens(12), ARCHITECTURES["blt"].scaled(1, 32, 40)).eval()
+    x = torch.randint(0, 256, (2, 30))
+    patcher = model.net.patcher
+    patcher.theta.copy_(entropy(patcher.logits(x, plain_context(30))).median())
+    assert 5 < model.net.starts(x).sum() < 55
+    back = from_pretrained(save_pretrained(model, tmp_path))
+    assert torch.equal(back.net.starts(x), model.net.starts(x)) and torch.equal(back.logits(x), model.logits(x))
+    assert back.config.threshold == patcher.theta.item() and model.config.threshold is None and not patcher.fixed
+    relative = language_model("blt", Tokens(12), replace(model.config, rule="relative"))
+    with pytest.raises(NotSupported, match="rule 'relative'"):
+        save_pretrained(relative, tmp_path / "no")
 
 
 @pytest.mark.parametrize("tie", [False, True])

@@ -19,6 +19,7 @@ from protea.errors import ConfigError, DataError, NotSupported, nearest
 from protea.interop.tensors import Tensors, write_tensors
 from protea.models.autoregressive.architecture import Architecture, HuggingFace, Weight
 from protea.models.autoregressive.architectures import ARCHITECTURES
+from protea.models.autoregressive.blt_config import BLTConfig
 from protea.models.autoregressive.decoder import Decoder
 from protea.models.autoregressive.language import LanguageModel
 from protea.spaces import Tokens, space_from_json
@@ -149,7 +150,7 @@ def spell(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "at Hugging Face.",
             f"Those that have: {', '.join(known)}.",
         )
-    hf, c = architecture.hf, model.config
+    hf, c = architecture.hf, _settled(model)
     state = {name: t.detach() for name, t in model.net.state_dict().items()}
     inputs, outputs = model.net.embed.weight.shape[0], model.net.outputs
     if "head.weight" in state and outputs < inputs:
@@ -169,6 +170,14 @@ def spell(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if len(model.class_prior):
         own["class_prior"] = model.class_prior.tolist()
     return {**config, "protea": own}, tensors
+
+
+def _settled(model: LanguageModel) -> Any:
+    """The config; that of a byte latent transformer with the threshold it has learnt, as its folder must say it."""
+    c = model.config
+    if isinstance(c, BLTConfig) and c.threshold is None and c.rule == "global":
+        return replace(c, threshold=float(model.net.patcher.theta))  # type: ignore[arg-type]
+    return c
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
