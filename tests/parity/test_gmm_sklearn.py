@@ -129,7 +129,7 @@ def test_given_is_the_ratio_of_joint_and_marginal(kind: str, evidence):
         ]
         want.append(joint - np.logaddexp.reduce(terms))
     evidence(
-        id="TR-15", system="Gaussian mixture", claim=f"{kind}: conditional density p(x_u | x_o)",
+        id="TR-16", system="Gaussian mixture", claim=f"{kind}: conditional density p(x_u | x_o)",
         reference="scipy.stats.multivariate_normal, joint / marginal",
         reached=np.abs(got.numpy() - np.array(want)).max(), tolerance=1e-8, unit="nats",
     )  # fmt: skip

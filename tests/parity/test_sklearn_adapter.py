@@ -167,7 +167,7 @@ def test_rbm_pseudo_likelihood(evidence):
         score[cls] = np.mean([m.set_params(random_state=s).score_samples(x).mean() for m in fitted for s in range(5)])
     mine, peer = score.values()
     evidence(
-        id="TR-26", system="protea.sklearn.BernoulliRBM", reference="sklearn.neural_network.BernoulliRBM",
+        id="EB-02", system="protea.sklearn.BernoulliRBM", reference="sklearn.neural_network.BernoulliRBM",
         claim=f"digits: pseudo-likelihood {mine:.2f} after 7 epochs, less scikit-learn's {peer:.2f}",
         reached=mine - peer, tolerance=-0.1, unit="nats", at_least=True,
     )  # fmt: skip
