@@ -159,7 +159,9 @@ extern "C" void rotate(const float* x, float* y, const float* cosine, const floa
 // ---------------------------------------------------------------- nats
 
 // A row whose target is negative is left out: y = 0, and z all the same.
-extern "C" void nats(const float* l, const int64_t* target, float* y, float* z, int64_t rows, int64_t n, int threads) {
+// `parts` is (rows, 2): the largest logit and log sum_j e^(l_j - largest), whose sum z would round away small differences.
+extern "C" void nats(const float* l, const int64_t* target, float* y, float* z, float* parts, int64_t rows, int64_t n,
+                     int threads) {
     threads = crew(rows * n, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
@@ -180,21 +182,24 @@ extern "C" void nats(const float* l, const int64_t* target, float* y, float* z, 
         const float top = largest(m);
         for (int64_t k = 0; k < whole; k += W) none += exp0(load(li + k) - top);
         none += exp0(last - top);
-        z[i] = nan ? NAN : top + std::log(sum(none));
-        y[i] = target[i] < 0 ? 0.0f : z[i] - li[target[i]];
+        const float rest = nan ? NAN : std::log(sum(none));
+        z[i] = top + rest;
+        y[i] = target[i] < 0 ? 0.0f : rest - (li[target[i]] - top);
+        parts[2 * i] = top, parts[2 * i + 1] = rest;
     }
 }
 
-extern "C" void nats_back(const float* dy, const float* dz, const float* l, const int64_t* target, const float* z,
-                          float* dl, int64_t rows, int64_t n, int threads) {
+extern "C" void nats_back(const float* dy, const float* dz, const float* l, const int64_t* target,
+                          const float* parts, float* dl, int64_t rows, int64_t n, int threads) {
     threads = crew(rows * n, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const float *li = l + i * n, a = target[i] < 0 ? 0.0f : dy[i], both = a + dz[i];
+        const float top = parts[2 * i], rest = parts[2 * i + 1];
         float* di = dl + i * n;
         int64_t k = 0;
-        for (; k + W <= n; k += W) store(di + k, both * exp0(load(li + k) - z[i]));
-        part(di + k, both * exp0(part(li + k, n - k, 0) - z[i]), n - k);
+        for (; k + W <= n; k += W) store(di + k, both * exp0(load(li + k) - top - rest));
+        part(di + k, both * exp0(part(li + k, n - k, 0) - top - rest), n - k);
         if (target[i] >= 0) di[target[i]] -= a;
     }
 }

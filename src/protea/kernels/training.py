@@ -21,7 +21,7 @@ ARGUMENTS = {
     "gated": (*[POINTER] * 3, LONG, INT, INT),
     "gated_back": (*[POINTER] * 6, LONG, INT, INT),
     "rotate": (*[POINTER] * 4, LONG * 4, LONG * 3, LONG * 3, LONG, FLOAT, INT),
-    "nats": (*[POINTER] * 4, LONG, LONG, INT),
+    "nats": (*[POINTER] * 5, LONG, LONG, INT),
     "nats_back": (*[POINTER] * 6, LONG, LONG, INT),
 }
 
@@ -114,20 +114,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float = 1.0, out: Tensor |
     return out
 
 
-def nats(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """y = z - l_t (0 where the target is negative) and z = logsumexp l, (N,), of (N, V) and int64 targets below V."""
-    y, z = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+def nats(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y = z - l_t (0 where the target is negative) and z = logsumexp l, (N,), of (N, V) and int64 targets below V.
+
+    The third is z in two parts, (N, 2), for `nats_back`.
+    """
+    y, z, parts = logits.new_empty(len(logits)), logits.new_empty(len(logits)), logits.new_empty(len(logits), 2)
     _lib().nats(
-        logits.data_ptr(), target.data_ptr(), y.data_ptr(), z.data_ptr(), *logits.shape, torch.get_num_threads()
-    )
-    return y, z
+        logits.data_ptr(), target.data_ptr(), y.data_ptr(), z.data_ptr(), parts.data_ptr(), *logits.shape,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y, z, parts
 
 
-def nats_back(dy: Tensor, dz: Tensor, logits: Tensor, target: Tensor, z: Tensor) -> Tensor:
+def nats_back(dy: Tensor, dz: Tensor, logits: Tensor, target: Tensor, parts: Tensor) -> Tensor:
     """dl (N, V) of dy and dz (N,)."""
     dy, dz, dl = dy.contiguous(), dz.contiguous(), torch.empty_like(logits)
     _lib().nats_back(
-        dy.data_ptr(), dz.data_ptr(), logits.data_ptr(), target.data_ptr(), z.data_ptr(), dl.data_ptr(),
+        dy.data_ptr(), dz.data_ptr(), logits.data_ptr(), target.data_ptr(), parts.data_ptr(), dl.data_ptr(),
         *logits.shape, torch.get_num_threads(),
     )  # fmt: skip
     return dl

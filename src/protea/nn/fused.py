@@ -87,40 +87,54 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float = 1.0) -> Tensor:
     return torch.addcmul(x * torch.cat((cos, cos), -1), x.roll(half, -1), torch.cat((-sin, sin), -1))
 
 
-def nats(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """What each target costs, and the logits' normaliser: z - l_t (0 where t is negative) and z = logsumexp l.
+def nats(logits: Tensor, target: Tensor) -> Tensor:
+    """What each target costs, (N,): logsumexp l - l_t, and 0 where t is negative.
 
     Args:
         logits: (N, V).
         target: (N,) integers below V; a negative one is left out.
 
-    >>> y, z = nats(torch.tensor([[1.0, 1.0], [3.0, 4.0]]), torch.tensor([0, -1]))
-    >>> y.round(decimals=4).tolist()
-    [0.6930999755859375, 0.0]
+    >>> nats(torch.zeros(2, 4), torch.tensor([0, -1])).exp().round(decimals=4).tolist()
+    [4.0, 1.0]
     """
-    plain = not kernels.ready(logits) or not logits.is_contiguous() or logits.shape[1] == 0
-    if plain or torch.is_autocast_enabled("cpu") or not len(target) or int(target.max()) >= logits.shape[1]:
-        return _nats(logits, target)
+    return _by_hand(logits, target)[0] if _kernel_takes(logits, target) else _nats(logits, target)
+
+
+def nats_and_normaliser(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`nats`, and logsumexp l, (N,)."""
+    if _kernel_takes(logits, target):
+        return _by_hand(logits, target)
+    return _nats(logits, target), logits.logsumexp(-1)
+
+
+def _kernel_takes(logits: Tensor, target: Tensor) -> bool:
+    plain = logits.is_contiguous() and logits.numel() > 0 and target.dtype == torch.int64
+    return (
+        plain and kernels.ready(logits) and not torch.is_autocast_enabled("cpu") and int(target.max()) < logits.shape[1]
+    )
+
+
+def _by_hand(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return NatsByHand.apply(logits, target.contiguous())  # type: ignore[no-any-return]
 
 
-def _nats(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _nats(logits: Tensor, target: Tensor) -> Tensor:
     wanted = target.masked_fill(target < 0, -100)
-    return nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="none"), logits.logsumexp(-1)
+    return nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="none")
 
 
 class NatsByHand(torch.autograd.Function):
-    """See `nats`."""
+    """(l, target) to what `nats_and_normaliser` gives."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        y, z = kernels.nats(logits, target)
-        ctx.save_for_backward(logits, target, z)
+        y, z, parts = kernels.nats(logits, target)
+        ctx.save_for_backward(logits, target, parts)
         return y, z
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
-        logits, target, z = ctx.saved_tensors
+        logits, target, parts = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return again(lambda l: _nats(l, target), [logits], grads)[0], None
-        return kernels.nats_back(*grads, logits, target, z), None
+            return again(lambda l: (_nats(l, target), l.logsumexp(-1)), [logits], grads)[0], None
+        return kernels.nats_back(*grads, logits, target, parts), None

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from protea.core import Batch, Loss, Model
-from protea.nn.fused import nats
+from protea.nn.fused import nats, nats_and_normaliser
 from protea.nn.precise import precise
 
 
@@ -48,8 +48,9 @@ def token_losses(model: Model, rows: Tensor, begin: int, z: float = 0.0) -> tupl
     apart = bool((documents != documents[:, :1]).any())
     # Rows of one document need no mask, and take the faster kernel.
     logits = precise(model.logits(tokens.clamp_min(0), documents=documents if apart else None).flatten(0, 1))
-    cost, normaliser = nats(logits, target.masked_fill(~keep, -1).flatten())
-    total = cost.sum()
-    if z:
-        total = total + z * (normaliser.square() * keep.flatten()).sum()
+    wanted = target.masked_fill(~keep, -1).flatten()
+    if not z:
+        return nats(logits, wanted).sum(), keep.sum()
+    cost, normaliser = nats_and_normaliser(logits, wanted)
+    total = cost.sum() + z * (normaliser.square() * keep.flatten()).sum()
     return total, keep.sum()

@@ -67,8 +67,7 @@ class LanguageModel(Normalised, NextToken):
         if cond is None and len(self.class_prior):
             return marginalise(self.class_prior, self.log_prob(*each_label(self.class_prior, x)))
         logits = self.logits(torch.cat((self._begin(cond, len(x), x.device), x[:, :-1]), 1))
-        cost, _ = nats(precise(logits.flatten(0, 1)), x.flatten())
-        return -cost.reshape(x.shape).sum(1)
+        return -nats(precise(logits.flatten(0, 1)), x.flatten()).reshape(x.shape).sum(1)
 
     def logits(
         self, tokens: Tensor, cache: Memory | None = None, *, pad: Tensor | None = None,
