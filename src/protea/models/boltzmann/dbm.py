@@ -11,7 +11,8 @@ the positive phase takes the mean field q(h1) q(h2) that maximises
 So the likelihood reported is an estimate: a bound minus an estimated constant. Of machines with at most 16 units in
 the first hidden layer both are exact, by enumeration.
 
-Greedy pretraining: first v - h1 as a restricted machine whose bottom-up input counts twice, then h1 - h2 likewise with
+All layers learn together, by centred gradients and persistent chains (Montavon & Mueller 2012). Greedy pretraining is
+on request: first v - h1 as a restricted machine whose bottom-up input counts twice, then h1 - h2 likewise with
 the top-down input twice, which makes up for the input each layer lacks while the other is not there; then all together
 with persistent chains. Salakhutdinov & Hinton 2009, "Deep Boltzmann machines".
 """
