@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from protea.core import Model
 from protea.models import MODELS
 from protea.models.autoregressive.architectures import ARCHITECTURES
+from protea.training import Saving
 from protea.training import run as runs
 from protea.training.budget import Budget
 from protea.training.checkpoint import load_weights
@@ -64,8 +65,8 @@ def learn(
     model.initialise(rows)
     model = model.double() if double else model
     learner = default_learner(model, microbatch=microbatch) if microbatch else None
-    fit(model, rows, None, budget=Budget(steps=steps), run=folder, resume=resume, judge=None, batch_size=BATCH,
-        checkpoint_steps=2, progress=Slow() if slow else None, learner=learner)  # fmt: skip
+    fit(model, rows, None, budget=Budget(steps=steps), run=Saving(folder, resume, steps=2), judge=None,
+        batch_size=BATCH, progress=Slow() if slow else None, learner=learner)  # fmt: skip
     return model
 
 

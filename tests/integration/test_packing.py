@@ -18,7 +18,7 @@ from protea.models.autoregressive.transformer import TransformerConfig, build
 from protea.objectives.language import packed_nll, token_losses
 from protea.rng import Streams
 from protea.spaces import Tokens
-from protea.training import Budget, Gradient, fit
+from protea.training import Budget, Gradient, Saving, fit
 from protea.training.language import BitsPerByte
 from protea.training.schedule import constant
 
@@ -202,8 +202,8 @@ def test_resume_from_shards_is_exact(tmp_path: Path, pack) -> None:
     def run(name: str, steps: int, resume: bool = False) -> dict:
         net = model(17)
         rows = pack(TokenShards(held.folder), 16)
-        fit(net, rows, learner=learner(net), budget=Budget(steps=steps), batch_size=8, run=tmp_path / name,
-            resume=resume, progress=None, patience=None, judge=None)  # fmt: skip
+        fit(net, rows, learner=learner(net), budget=Budget(steps=steps), batch_size=8, patience=None, judge=None,
+            run=Saving(tmp_path / name, resume), progress=None)  # fmt: skip
         return load_file(tmp_path / name / "model.safetensors")
 
     whole = run("whole", 20)

@@ -20,7 +20,7 @@ from protea.models.markov.hmm import HiddenMarkov
 from protea.models.markov.topology import ergodic
 from protea.rng import Streams
 from protea.space import Rows
-from protea.training import EM, Budget, Gradient, fit, parallel
+from protea.training import EM, Budget, Gradient, Saving, fit, parallel
 from protea.training.checkpoint import Keeper
 from protea.training.parallel import fsdp
 
@@ -117,7 +117,7 @@ def train(kind: str, folder: Path, steps: int, resume: bool, dtype: torch.dtype 
                            prepare=fsdp() if kind == "shard" else ())  # fmt: skip
         if kind == "shard" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             assert parallel.sharded(model.net[0].weight) and parallel.local(model.net[0].weight).shape[0] < 17
-    fit(model, data, data[:20], learner=learner, budget=Budget(steps=steps), batch_size=15, run=folder, resume=resume,
+    fit(model, data, data[:20], learner=learner, budget=Budget(steps=steps), batch_size=15, run=Saving(folder, resume),
         progress=None, patience=None)  # fmt: skip
 
 

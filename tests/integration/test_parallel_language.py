@@ -28,7 +28,7 @@ from protea.nn.tokens import TokenEmbedding
 from protea.objectives.likelihood import token_nll
 from protea.space import Rows
 from protea.spaces import Tokens
-from protea.training import Budget, Gradient, fit, parallel
+from protea.training import Budget, Gradient, Saving, fit, parallel
 from protea.training.checkpoint import Keeper
 from protea.training.expert_parallel import expert_parallel
 from protea.training.experts import BalanceExperts
@@ -95,7 +95,7 @@ def train(kind: str, folder: Path, steps: int = STEPS, resume: bool = False) -> 
         split = [parallel.sharded(p) for p in model.parameters()]
         assert any(split) == bool(prepare), f"{kind}: {sum(split)} of {len(split)} parameters are sharded"
         assert parallel.data_world() * parallel.tensor_world() == KINDS[kind][0]
-    fit(model, rows, rows[:8], learner=learner, budget=Budget(steps=steps), batch_size=size, run=folder, resume=resume,
+    fit(model, rows, rows[:8], learner=learner, budget=Budget(steps=steps), batch_size=size, run=Saving(folder, resume),
         progress=None, patience=None)  # fmt: skip
     return Keeper(folder).newest()[0] if parallel.rank() == 0 else {}
 

@@ -20,7 +20,7 @@ from protea.core import Batch, Countable, Loss, Model, Normalised, Phase
 from protea.errors import CheckpointError
 from protea.rng import Streams
 from protea.space import Rows
-from protea.training import EM, Budget, Gradient, fit
+from protea.training import EM, Budget, Gradient, Saving, fit
 from protea.training.checkpoint import Keeper
 from protea.training.run import read_metrics
 
@@ -121,8 +121,8 @@ def train(
 
     learner.step = slowly
     data = rows()
-    fit(model, data[:160], data[160:], learner=learner, budget=Budget(steps=steps), batch_size=20, run=folder,
-        resume=resume, checkpoint_steps=7, progress=None, patience=None)  # fmt: skip
+    fit(model, data[:160], data[160:], learner=learner, budget=Budget(steps=steps), batch_size=20,
+        run=Saving(folder, resume, steps=7), progress=None, patience=None)  # fmt: skip
 
 
 def same(a: Path, b: Path) -> None:
@@ -175,8 +175,8 @@ def test_another_fit_is_refused(tmp_path: Path) -> None:
     model = Net()
     learner = Gradient(model, [Phase("nll", list(model.parameters()), model.loss)])
     with pytest.raises(CheckpointError, match=r"another fit.*seed 0 there, 1 here"):
-        fit(model, rows()[:160], learner=learner, budget=Budget(steps=40), batch_size=20, run=tmp_path, seed=1,
-            resume=True, progress=None)  # fmt: skip
+        fit(model, rows()[:160], learner=learner, budget=Budget(steps=40), batch_size=20,
+            run=Saving(tmp_path, resume=True), seed=1, progress=None)  # fmt: skip
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from protea.core import Batch, Loss, Model, Normalised, Phase
 from protea.errors import Diverged
 from protea.rng import Streams
 from protea.space import Rows
-from protea.training import Budget, Gradient, fit
+from protea.training import Budget, Gradient, Saving, fit
 from protea.training.checkpoint import Keeper
 
 
@@ -38,7 +38,7 @@ def test_non_finite_loss_names_step_phase_rows_and_tensor(tmp_path: Path) -> Non
     bad = rows()
     bad.x[5, 1] = float("nan")
     with pytest.raises(Diverged) as caught:
-        fit(Normal(), bad, budget=Budget(epochs=3), batch_size=8, run=tmp_path, checkpoint_steps=1, progress=None)
+        fit(Normal(), bad, budget=Budget(epochs=3), batch_size=8, run=Saving(tmp_path, steps=1), progress=None)
     said = str(caught.value)
     assert "phase 'nll'" in said and "loss of nll (nan)" in said and "non-finite alone: 1005" in said
     step = int(said.split("at step ")[1].split(",")[0])

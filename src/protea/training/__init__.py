@@ -1,6 +1,7 @@
 """Learning: `fit` runs a `Learner` (`Gradient`, `EM`) under a `Budget`; `load_model` opens what it saved."""
 
 from protea.training.budget import Budget
+from protea.training.checkpoint import Saving
 from protea.training.defaults import default_learner
 from protea.training.em import EM
 from protea.training.fit import FitResult, fit
@@ -15,6 +16,7 @@ __all__ = [
     "FitResult",
     "Gradient",
     "OnlineEM",
+    "Saving",
     "default_learner",
     "fit",
     "fit_run",

@@ -21,20 +21,22 @@ class Budget:
         seconds: wall-clock time of the whole fit, judging and checkpoints included.
         steps: updates of the model (for EM: batches; it stops at the end of the epoch that holds the last).
         epochs: passes over the training rows.
+        spent: seconds of it that went before the fit, on building the model for instance.
 
     Raises:
         ConfigError: no limit is given, or one is not positive and finite.
 
     >>> Budget.parse("90s"), Budget.parse("1.5h").seconds, Budget.parse("200 steps").steps
-    (Budget(seconds=90.0, steps=None, epochs=None), 5400.0, 200)
+    (Budget(seconds=90.0, steps=None, epochs=None, spent=0.0), 5400.0, 200)
     """
 
     seconds: float | None = None
     steps: int | None = None
     epochs: int | None = None
+    spent: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = self.to_json()
         if not given:
             raise ConfigError("The budget is empty.", "Give seconds, steps or epochs, for instance --budget 90s.")
         for name, value in given.items():
@@ -70,7 +72,8 @@ class Budget:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """The limits that are given."""
+        return {name: value for name, value in vars(self).items() if value is not None and name != "spent"}
 
 
 @dataclass

@@ -13,6 +13,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,22 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: object
             else:
                 device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
                 module._buffers[buffer] = tensor.to(device).clone()
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a fit is kept, and how often.
+
+    Args:
+        folder: of weights, checkpoints and metrics.
+        resume: continue from the newest checkpoint there, if there is one.
+        seconds, steps: between checkpoints; None for steps: by the clock alone.
+    """
+
+    folder: Path | str
+    resume: bool = False
+    seconds: float = 30.0
+    steps: int | None = None
 
 
 class Keeper:

@@ -21,7 +21,7 @@ from protea.space import Rows
 from protea.training import files, parallel, precision
 from protea.training.batches import Batches, Source, default_size
 from protea.training.budget import Budget, Pace
-from protea.training.checkpoint import Keeper, load_weights, weights
+from protea.training.checkpoint import Keeper, Saving, load_weights, weights
 from protea.training.defaults import default_learner
 from protea.training.early import Judgements
 from protea.training.gradient import Gradient
@@ -56,17 +56,13 @@ class FitResult:
 def fit(
     model: Model, train: Rows | Source, validation: Rows | None = None, *, budget: Budget,
     learner: Learner | None = None,
-    run: Path | str | None = None,
+    run: Saving | Path | str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     judge: Judge | Literal["auto"] | None = "auto",
     patience: int | None = 6,
     progress: Literal["auto", "bar", "plain", "none"] | Progress | None = "auto",
-    resume: bool = False,
     device: torch.device | None = None,
-    checkpoint_seconds: float = 30.0,
-    checkpoint_steps: int | None = None,
-    spent: float = 0.0,
 ) -> FitResult:  # fmt: skip
     """Let a model learn from rows until the budget is spent, it converged, or it stopped improving.
 
@@ -74,30 +70,28 @@ def fit(
         model: initialised (`model.initialise`); afterwards it holds the best judged weights, else the averaged ones.
         train, validation: rows in canonical units, those for training perhaps on a disk (see `data.packing`);
             validation rows are for judging only.
-        budget: what may be spent. Seconds count from this call, plus `spent`.
+        budget: what may be spent. Seconds count from this call, and those spent before it.
         learner: how it learns; None asks `default_learner`.
-        run: a folder for weights, checkpoints and metrics; None keeps everything in memory.
+        run: a folder for weights, checkpoints and metrics, or a `Saving` that says how; None keeps all in memory.
         seed: of order and noise.
         batch_size: rows of a step over all processes; None asks the learner, then `default_size`.
         judge: figures of the model, called about 20 times; the first one, lower is better, picks the weights kept
             and stops early. "auto" is `default_judge`; None never judges.
         patience: judgings without a new best after which it stops; None never stops early.
         progress: what people see.
-        resume: continue from the newest checkpoint of `run`, if there is one.
         device: where; None leaves the model where it is.
-        checkpoint_seconds, checkpoint_steps: time or steps between checkpoints.
-        spent: seconds of the budget already spent (on building the model, for instance).
 
     Raises:
         DataError: no rows. ConfigError: the batch size does not fit. CheckpointError: the run cannot be read,
         written, or is of another fit. Diverged: a non-finite loss or gradient; checkpoints are kept.
     """
-    loop = _Loop(model, train, validation, budget, learner, Path(run) if run else None, seed, batch_size, judge,
-                 patience, progress_of(progress if parallel.rank() == 0 else None), device, spent)  # fmt: skip
+    saving = run if run is None or isinstance(run, Saving) else Saving(run)
+    loop = _Loop(model, train, validation, budget, learner, saving, seed, batch_size, judge,
+                 patience, progress_of(progress if parallel.rank() == 0 else None), device)  # fmt: skip
     try:
-        loop.begin(resume)
+        loop.begin()
         while loop.stopped is None:
-            loop.turn(checkpoint_seconds, checkpoint_steps)
+            loop.turn()
         return loop.finish()
     finally:
         loop.close()
@@ -108,27 +102,21 @@ class _Loop:
 
     def __init__(
         self, model: Model, train: Rows | Source, validation: Rows | None, budget: Budget, learner: Learner | None,
-        run: Path | None, seed: int, batch_size: int | None, judge: Judge | Literal["auto"] | None,
-        patience: int | None, shown: Progress, device: torch.device | None, spent: float,
+        saving: Saving | None, seed: int, batch_size: int | None, judge: Judge | Literal["auto"] | None,
+        patience: int | None, shown: Progress, device: torch.device | None,
     ) -> None:  # fmt: skip
-        self.started, self.before = time.perf_counter(), spent  # seconds of earlier processes count
+        self.started, self.before = time.perf_counter(), budget.spent  # seconds of earlier processes count
         if device is None:
             device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         parallel.setup(device)
         if learner is None:
             learner = default_learner(model.to(device), budget=budget, seed=seed)
-        self.model, self.learner, self.budget, self.run, self.seed, self.shown = (
-            model,
-            learner,
-            budget,
-            run,
-            seed,
-            shown,
-        )
+        self.model, self.learner, self.budget, self.seed, self.shown = model, learner, budget, seed, shown
+        self.saving, self.run = saving, Path(saving.folder) if saving else None
         size = batch_size or learner.batch_size or default_size(len(train))
         self.batches = Batches(train, size, seed, device)
         self.judge = default_judge(learner, validation, seed) if judge == "auto" else judge
-        self.keeper = Keeper(run) if run else None
+        self.keeper = Keeper(self.run) if self.run else None
         self.metrics: Metrics | None = None
         self.main = parallel.rank() == 0
         self.step, self.stopped, self.judge_seconds = 0, None, 0.0
@@ -149,8 +137,8 @@ class _Loop:
 
     # ---- beginning and end
 
-    def begin(self, resume: bool) -> None:
-        saved = self.keeper.newest() if self.keeper and resume else None
+    def begin(self) -> None:
+        saved = self.keeper.newest() if self.keeper and self.saving and self.saving.resume else None
         if saved:
             self._restore(*saved)
         elif self.keeper and self.main:
@@ -191,7 +179,7 @@ class _Loop:
 
     # ---- one step
 
-    def turn(self, checkpoint_seconds: float, checkpoint_steps: int | None) -> None:
+    def turn(self) -> None:
         batch = self.batches(self.step)
         tick = time.perf_counter()
         figures = dict(self.learner.step(batch))
@@ -213,10 +201,14 @@ class _Loop:
             self._judge(figures)
         self._log(figures)
         now = self.elapsed()
-        due = now - self.saved_at >= checkpoint_seconds or self.step - self.saved_step == checkpoint_steps
-        if self.keeper and (planned or due or self.stopped or self.judgements.best_step == self.step):
+        if self.keeper and (planned or self._due(now) or self.stopped or self.judgements.best_step == self.step):
             self._save()
             self.saved_at, self.saved_step = now, self.step
+
+    def _due(self, now: float) -> bool:
+        """Whether a checkpoint is."""
+        assert self.saving is not None
+        return now - self.saved_at >= self.saving.seconds or self.step - self.saved_step == self.saving.steps
 
     @property
     def _timed(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +14,7 @@ from protea.space import Rows, Space
 from protea.training import config as settings
 from protea.training import files, parallel
 from protea.training.budget import Budget
-from protea.training.checkpoint import Keeper
+from protea.training.checkpoint import Keeper, Saving
 from protea.training.defaults import default_learner
 from protea.training.fit import FitResult, fit
 from protea.training.hardware import Hardware
@@ -61,7 +61,7 @@ def fit_run(
         config_overrides: settings on top of what the entry suggests for these data and this budget.
         budget: seconds count from here, building and initialising included.
         hardware: device, precision, compilation, sharding; None: `Hardware()`.
-        options: further arguments of `fit` (judge, patience, checkpoint_seconds ...).
+        options: further arguments of `fit` (judge, patience).
 
     Returns:
         The fitted model and how the fit ended.
@@ -100,9 +100,9 @@ def fit_run(
     parallel.barrier()
     model.initialise(dataset.train, seed)
     learner = learner_of(model.to(where), budget, seed, extras)
+    budget = replace(budget, spent=time.perf_counter() - began)
     result = fit(model, dataset.train, dataset.validation, budget=budget, learner=learner, run=run, seed=seed,
-                 batch_size=batch_size, device=where, progress=progress, spent=time.perf_counter() - began,
-                 **options)  # fmt: skip
+                 batch_size=batch_size, device=where, progress=progress, **options)  # fmt: skip
     return model, result
 
 
@@ -141,14 +141,12 @@ def resume_run(
     budget = Budget(**(saved[1]["budget"] if saved else facts["budget"]))
     if more is not None:
         budget = _extended(Budget.parse(more), saved[1] if saved else {})
-    spent = 0.0
     model.initialise(dataset.train, seed)
     if saved is None:
-        spent = time.perf_counter() - began
+        budget = replace(budget, spent=time.perf_counter() - began)
     learner = learner_of(model.to(where), budget, seed, extras)
-    result = fit(model, dataset.train, dataset.validation, budget=budget, learner=learner, run=run, seed=seed,
-                 batch_size=extras["batch_size"], device=where, progress=progress, resume=True, spent=spent,
-                 **options)  # fmt: skip
+    result = fit(model, dataset.train, dataset.validation, budget=budget, learner=learner, run=Saving(run, resume=True),
+                 seed=seed, batch_size=extras["batch_size"], device=where, progress=progress, **options)  # fmt: skip
     return model, result
 
 
