@@ -1,4 +1,4 @@
-"""`protea export RUN --to hf|gguf|onnx`: a language model in the form others open."""
+"""`protea export RUN --to hf|gguf|onnx|onnx-past`: a language model in the form others open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from protea.cli.options import Json, RunFolder
 
 def export(
     run: RunFolder,
-    to: Annotated[str, typer.Option("--to", help="hf (a folder), gguf (llama.cpp) or onnx (a graph).")],
+    to: Annotated[str, typer.Option("--to", help="hf (a folder), gguf (llama.cpp), onnx (a graph) or onnx-past.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder or file. Default: beside the run.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. Default: as it is.")

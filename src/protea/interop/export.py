@@ -1,8 +1,9 @@
 """A language model in the form others open, and the proof that it still says the same.
 
-    hf    a Hugging Face folder, opened by transformers
+    hf  a Hugging Face folder, opened by transformers
     gguf  one file, opened by llama.cpp
     onnx  a graph of ids to logits, opened by onnxruntime
+    onnx-past  the same with a memory as inputs and outputs, for one token a call
 
 The export is written beside its place, opened by the program it is for, and moved there only if its
 logits and greedy text are the model's own.
@@ -35,7 +36,7 @@ class Exported:
 
     Args:
         path: of the folder or file.
-        form: hf, gguf or onnx.
+        form: hf, gguf, onnx or onnx-past.
         agreement: with the original, or None where its reader is not installed.
         unchecked: why it was not compared, or "".
     """
@@ -72,16 +73,17 @@ def _gguf(path: Path, model: LanguageModel, dtype: torch.dtype | None) -> None:
     write_gguf(path, config, tensors, vocabulary, config["model_type"])
 
 
-def _onnx(path: Path, model: LanguageModel, dtype: torch.dtype | None) -> None:
+def _onnx(path: Path, model: LanguageModel, dtype: torch.dtype | None, memory: bool = False) -> None:
     if dtype not in (None, torch.float32):
         raise ConfigError(f"ONNX graphs are written in float32, not {dtype}.", "Leave --dtype out.")
-    write_onnx(path, model)
+    write_onnx(path, model, memory=memory)
 
 
 FORMS: dict[str, _Form] = {
     "hf": _Form(lambda p, m, d: save_pretrained(m, p, dtype=d), "transformers", open_with_transformers, ""),
     "gguf": _Form(_gguf, "llama.cpp", open_with_llama_cpp, ".gguf"),
     "onnx": _Form(_onnx, "onnxruntime", open_with_onnxruntime, ".onnx"),
+    "onnx-past": _Form(lambda p, m, d: _onnx(p, m, d, memory=True), "onnxruntime", open_with_onnxruntime, ".onnx"),
 }
 
 
@@ -92,7 +94,7 @@ def export(
 
     Args:
         model: of an architecture that the form has.
-        to: hf, gguf or onnx.
+        to: hf, gguf, onnx or onnx-past.
         out: folder (hf) or file; it must not exist.
         dtype: of the weights; None keeps them.
         tolerance: of logits, relative to the largest; None for 1e-3, and 5e-2 in half precision.

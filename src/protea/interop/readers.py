@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,7 +59,7 @@ def open_with_llama_cpp(path: Path) -> Twin:
 
 
 def open_with_onnxruntime(path: Path) -> Twin:
-    """An ONNX graph.
+    """An ONNX graph: of whole texts, or one with a memory, which reads a text that goes on token by token.
 
     Raises:
         MissingExtra: `onnxruntime` is not installed.
@@ -69,5 +71,20 @@ def open_with_onnxruntime(path: Path) -> Twin:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda ids: torch.as_tensor(session.run(None, {name: torch.tensor([ids]).numpy()})[0])[0, -1]
+    first, *rest = (node.name for node in session.get_inputs())
+    if not rest:
+        return lambda ids: torch.as_tensor(session.run(None, {first: torch.tensor([ids]).numpy()})[0])[0, -1]
+    told = json.loads(session.get_modelmeta().custom_metadata_map["protea.beginnings"])
+    read: list[int] = []
+    held: dict[str, Any] = {}
+
+    def last(ids: list[int]) -> torch.Tensor:
+        nonlocal read, held
+        if ids[:-1] != read or not held:
+            read = []
+            held = {name: torch.full([1, *shape], float(value)).numpy() for name, (shape, value) in told.items()}
+        logits, *present = session.run(None, {first: torch.tensor([ids[len(read) :]]).numpy(), **held})
+        read, held = list(ids), dict(zip(told, present, strict=True))
+        return torch.as_tensor(logits)[0, -1]
+
+    return last
