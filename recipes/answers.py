@@ -19,7 +19,7 @@ from protea.rng import Streams, fold
 from protea.spaces import Tokens
 from protea.spaces.tokenizers import Tokenizer
 from protea.training import Gradient
-from protea.training.optim import adamw
+from protea.training.optim import OptimizerFactory, adamw
 
 
 class Answers(NamedTuple):
@@ -72,9 +72,10 @@ def size(model: nn.Module) -> int:
 
 
 def learn(
-    model: LanguageModel, data: Answers, steps: int, *, batch: int = 64, rate: float = 5e-3, seed: int = 0
-) -> None:
-    """Minimise -log p(answer | question) for so many steps."""
+    model: LanguageModel, data: Answers, steps: int, *, batch: int = 64, optimizer: OptimizerFactory | None = None,
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Minimise -log p(answer | question) for so many steps; by AdamW at 5e-3 where no optimizer is given."""
 
     def loss(rows: Batch) -> Loss:
         at = rows.x[:, 0]
@@ -83,7 +84,7 @@ def learn(
         return Loss(nn.functional.cross_entropy(logits, x[:, 1:][answer[:, 1:]], reduction="sum"), len(logits))
 
     phase = Phase("answers", list(model.parameters()), loss)
-    learner = Gradient(model, [phase], optimizer=adamw(rate), ema=None, batch_size=batch)
+    learner = Gradient(model, [phase], optimizer=optimizer or adamw(5e-3), ema=None, batch_size=batch)
     learner.horizon = steps
     model.train()
     for step in range(steps):
