@@ -115,8 +115,12 @@ def layer(i: int, biased: str = "") -> list[Weight]:
     ]
 
 
-def weights(c: LlamaConfig) -> list[Weight]:
-    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i, "qkvo" if c.bias else ""))]
+def weights(c: Any, biased: str = "") -> list[Weight]:
+    return [*ends(c.tie), *(weight for i in range(c.n_layers) for weight in layer(i, biased))]
+
+
+def _weights(c: LlamaConfig) -> list[Weight]:
+    return weights(c, "qkvo" if c.bias else "")
 
 
 ARCHITECTURE = Architecture(
@@ -126,5 +130,5 @@ ARCHITECTURE = Architecture(
     config=LlamaConfig,
     build=build,
     scaled=scaled,
-    hf=HuggingFace("llama", "LlamaForCausalLM", read, write, weights),
+    hf=HuggingFace("llama", "LlamaForCausalLM", read, write, _weights),
 )
