@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import compare, save
+from harness import compare, save, several
 from sklearn.neural_network import BernoulliRBM
 
 from protea.models.boltzmann.rbm import RBM
@@ -22,7 +22,6 @@ from protea.objectives.contrastive_divergence import PersistentChains
 from protea.space import Rows
 from protea.training.batches import Batches
 from protea.training.contrast import Contrast
-from protea.training.precision import Precision
 
 HIDDEN, BATCH, RATE, EPOCHS = 256, 100, 0.05, 10
 
@@ -51,11 +50,10 @@ def main() -> None:
     peer = BernoulliRBM(HIDDEN, learning_rate=RATE, batch_size=BATCH, n_iter=1, random_state=0)
     model, batches = RBM((784,), Binomial(784, HIDDEN)), Batches(rows, BATCH, 0)
 
-    def fresh(precision: Precision) -> Callable[[], None]:
+    def fresh(centre: float | None) -> Callable[[], None]:
         """Learning from the beginning; each call is one epoch."""
         model.initialise(rows)
-        learner = Contrast(model, PersistentChains(BATCH), rate=RATE, momentum=0.0, decay=0.0, ema=None,
-                           precision=precision)  # fmt: skip
+        learner = Contrast(model, PersistentChains(BATCH), rate=RATE, momentum=0.0, decay=0.0, ema=None, centre=centre)
         steps = itertools.count()
 
         def epoch() -> None:
@@ -64,10 +62,12 @@ def main() -> None:
 
         return epoch
 
-    found = []
-    for precision in ("fp32", "bf16"):
-        name = f"epoch of PCD-1, ours in {precision}, peer in float32"
-        found.append(compare(name, fresh(precision), lambda: peer.fit(x), rounds=options.rounds))
+    kinds = {"the peer's algorithm": None, "centred (the default)": 0.01}
+    found = [
+        compare(f"three epochs of PCD-1, {kind}, float32", several(fresh(centre)), several(lambda: peer.fit(x)),
+                rounds=options.rounds)
+        for kind, centre in kinds.items()
+    ]  # fmt: skip
     peer.set_params(n_iter=options.epochs).fit(x)
 
     def pseudo() -> float:
@@ -75,8 +75,8 @@ def main() -> None:
         return float(np.mean([peer.set_params(random_state=s).score_samples(x).mean() for s in range(5)]))
 
     theirs = pseudo()
-    for row, precision in zip(found, ("fp32", "bf16")):
-        epoch = fresh(precision)
+    for row, centre in zip(found, kinds.values()):
+        epoch = fresh(centre)
         for _ in range(options.epochs):
             epoch()
         peer.components_, peer.intercept_hidden_, peer.intercept_visible_ = (
