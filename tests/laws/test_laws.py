@@ -11,11 +11,13 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from protea.core import Batch, Bounded, Conditionable, Countable, Encodes, Model, NextToken, Normalised
+from protea.distributions.histogram import Histogram
 from protea.errors import NotSupported
 from protea.models import MODELS
 from protea.models.lifted import Lifted
@@ -55,17 +57,21 @@ def inner(model: Model) -> Model:
     return model.inner if isinstance(model, Lifted) else model
 
 
-SMALL = ("vector", "labelled", "tokens")  # data whose space can be summed over
+PLANE = ("vector", "labelled")  # data in the plane
+SMALL = (*PLANE, "tokens")  # data whose space can be summed over
 
 
-def where(*kinds: type, unlifted: bool = False, small: bool = False):
-    """The cases whose model has all the capabilities; `unlifted` looks at the model inside a lifted one."""
+def where(*kinds: type, unlifted: bool = False, data: tuple[str, ...] = ()):
+    """The cases whose model has all the capabilities; `unlifted` looks at the model inside a lifted one, `data` names
+    the only data sets wanted."""
 
     def suits(case: Case) -> bool:
+        if data and case.data.__name__ not in data:
+            return False
         space, _ = case.data()
         model = runs.build(case.model, space, MODELS[case.model].config(**case.config))
         model = inner(model) if unlifted else model
-        return all(isinstance(model, kind) for kind in kinds) and (not small or case.data.__name__ in SMALL)
+        return all(isinstance(model, kind) for kind in kinds)
 
     return pytest.mark.parametrize("case", [case for case in CASES if suits(case)], ids=str)
 
@@ -185,7 +191,7 @@ def everything(space: Space, rows: Rows) -> tuple[Tensor, float]:
     return plane(rows)
 
 
-@where(Normalised, small=True)
+@where(Normalised, data=SMALL)
 def test_probability_sums_to_one(case: Case):
     model, space, rows = learnt(case)
     x, cell = everything(space, rows)
@@ -196,8 +202,44 @@ def test_probability_sums_to_one(case: Case):
         assert total == pytest.approx(1, abs=1e-4 if space.kind == "tokens" else 0.02)
 
 
-@where(Normalised, small=True)
-def test_samples_agree_with_log_prob(case: Case):
+def whole_plane(model: Model, rows: Rows, pieces: int = 48) -> tuple[Tensor, Tensor]:
+    """Points (n, 2) of the whole plane and their weights (n,), by Gauss-Legendre quadrature in pieces.
+
+    x = mean + sd tan(pi u) maps (-1/2, 1/2) to the line, with tails as heavy as Cauchy's. Edges of a histogram, where a
+    density jumps, are ends of pieces.
+    """
+    node, weight = map(torch.from_numpy, np.polynomial.legendre.leggauss(5))
+    edges = [part.edges.flatten() for part in model.modules() if isinstance(part, Histogram)]
+    axes = []
+    for column in rows.x.double().T:
+        mean, sd = column.mean(), column.std()
+        jumps = [torch.atan((edge - mean) / sd) / math.pi for edge in edges]
+        ends = torch.cat((torch.linspace(-0.5, 0.5, pieces + 1, dtype=torch.float64), *jumps)).unique()
+        half = ends.diff()[:, None] / 2
+        t = torch.tan(math.pi * (ends[:-1, None] + half * (1 + node))).flatten()
+        axes.append((mean + sd * t, (half * weight).flatten() * math.pi * sd * (1 + t * t)))
+    (a, w_a), (b, w_b) = axes
+    return torch.cartesian_prod(a, b), torch.cartesian_prod(w_a, w_b).prod(1)
+
+
+@where(Normalised, data=PLANE)
+def test_a_density_integrates_to_one_over_the_whole_plane(case: Case, evidence):
+    model, space, rows = learnt(case)
+    x, weight = whole_plane(model, rows)
+    error = 0.0
+    for label in (None, *range(len(space.classes))):
+        cond = None if label is None else torch.full((len(x),), label)
+        with torch.no_grad():
+            total = float((model.log_prob(x, cond).double().exp() * weight).sum())  # type: ignore[attr-defined]
+        error = max(error, abs(total - 1))
+    evidence(
+        id="TR-18", system=str(case), claim="integral of exp(log_prob) over the plane, for every label",
+        reference="1, by Gauss-Legendre quadrature", reached=error, tolerance=1e-3, unit="abs error",
+    )  # fmt: skip
+
+
+@where(Normalised, data=SMALL)
+def test_samples_agree_with_log_prob(case: Case, evidence):
     """The mean of log p under p is minus the entropy, which the grid knows."""
     model, space, rows = learnt(case)
     x, cell = everything(space, rows)
@@ -209,7 +251,11 @@ def test_samples_agree_with_log_prob(case: Case):
         drawn = -model.log_prob(samples).double()  # type: ignore[attr-defined]
     assert drawn.isfinite().all()
     error = float(drawn.std()) / math.sqrt(len(drawn))
-    assert abs(float(drawn.mean()) - entropy) < 4 * error + 0.02
+    evidence(
+        id="TR-13", system=str(case), claim="mean -log_prob of 1,024 draws is the entropy",
+        reference="sum or integral over the whole space", reached=abs(float(drawn.mean()) - entropy),
+        tolerance=4 * error + 0.02, unit="nats",
+    )  # fmt: skip
     # A second function of the same draws, so that equal entropies alone do not pass.
     first = x[:, 0].double()
     want, spread = float((p * first).sum() / p.sum()), float(first.std())
@@ -269,7 +315,7 @@ def test_the_bound_tightens(case: Case):
     assert float(many.mean()) >= float(one.mean()) - 3 * error - 1e-6
 
 
-@where(Bounded, small=True)
+@where(Bounded, data=SMALL)
 def test_the_bound_is_below_a_probability(case: Case):
     """E_r log p <= E_r log r for every density r (Gibbs), so a bound of log p obeys it too. r is Gaussian here, with
     the model's own mean and covariance, so that little room is left."""
@@ -284,7 +330,7 @@ def test_the_bound_is_below_a_probability(case: Case):
     assert float(excess.mean()) <= 4 * float(excess.std()) / math.sqrt(len(x)) + 1e-3
 
 
-@where(Bounded, Encodes, small=True, unlifted=True)
+@where(Bounded, Encodes, data=SMALL, unlifted=True)
 def test_a_bound_by_codes_sums_to_less_than_one(case: Case):
     """exp E[bound] <= p, which sums to one. (Of bounds with little noise: a mean of 8 draws must stand for E.)"""
     model, _, rows = learnt(case)
