@@ -179,6 +179,16 @@ def test_curve_writes_figures_words_and_a_picture(folder: Path):
     assert again["curves"] == document["curves"]  # a function of the data and the seed
 
 
+def test_curve_says_whether_synthetic_rows_help(folder: Path):
+    words = ("curve", "pets.csv", "--target", "kind", "--sizes", "20", "--repeats", "2", "--synthetic", "mixture:30")
+    document = answer(*words, "-b", "1s", "-o", "fed", cwd=folder)
+    names = [c["name"] for c in document["curves"]]
+    assert names[-2:] == ["logistic (L2) on mixture rows", "logistic (L2) + mixture rows"]
+    assert [a["first"] for a in document["augmentation"]] == names[-2:] and document["synthetic"] == "mixture:30"
+    assert "synthetic rows" in document["words"][-1] or "undecided" in document["words"][-1]
+    assert document["words"][-1].startswith("logistic (L2) + mixture rows against logistic (L2): 20 labels: ")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -188,6 +198,7 @@ def test_curve_writes_figures_words_and_a_picture(folder: Path):
         (("curve", "pets.csv", "--target", "kind", "--sizes", "1,9"), "do not fit"),
         (("curve", "pets.csv", "--target", "kind", "--sizes", "ten"), "are not whole numbers"),
         (("curve", "pets.csv", "--target", "kind", "--models", "gnm"), "Did you mean"),
+        (("curve", "pets.csv", "--target", "kind", "--synthetic", "gmm:x"), "is not a number of rows"),
         (("curve", "two-moons"), "no labels to predict"),
         (("classify", "gmm-run", "pets.csv"), "is not a vector"),
         (("anomaly", "gmm-run", "holes.npy", "--statistic", "odd"), "no statistic 'odd'"),

@@ -22,6 +22,10 @@ def curve(
         typer.Option("--unlabelled", min=1, help="Rows without labels that generative models also learn from."),
     ] = None,
     weight: Annotated[float, typer.Option("--weight", min=0.0, help="Of a row without a label (lambda).")] = 1.0,
+    synthetic: Annotated[
+        str | None,
+        typer.Option("--synthetic", help="Model whose rows the regression also learns from: gmm, gmm:100 (a class)."),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", "-b", help="Of one fit: 5s, 200epochs.")] = "5s",
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default: curves/DATA.")] = None,
@@ -44,6 +48,7 @@ def curve(
         document = study(
             data, models=models.split(",") if models else None, repeats=repeats, unlabelled=unlabelled,
             sizes=_numbers(sizes), weight=weight, budget=budget, seed=seed, out=out, target=target,
+            synthetic=synthetic,
             tell=None if json else lambda line: console.print(line, style="dim", markup=False),
             **pairs(option, "--option"),
         )  # fmt: skip

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from protea.data import open_data
+from protea.errors import ConfigError
+from protea.inference.augment import Augmented, OnGenerated, verdicts
 from protea.inference.contenders import Contender, Discriminative, Generative
 from protea.inference.labelling import labelling
 from protea.inference.learning_curve import (
@@ -32,7 +34,7 @@ COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#8f5db7", "#b08900", "#4a4a4a")
 def study(
     data: Any, *, models: Sequence[str] | None = None, sizes: Sequence[int] | None = None, repeats: int = 10,
     unlabelled: int | None = None, weight: float = 1.0, budget: str = "5s", seed: int = 0,
-    out: Path | str | None = None, tell: Told | None = None, **opening: Any,
+    out: Path | str | None = None, tell: Told | None = None, synthetic: str | None = None, **opening: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Generative against discriminative classifiers on labelled data; writes curve.json, curve.png and curve.html.
 
@@ -46,6 +48,8 @@ def study(
         budget: of one fit.
         out: folder; None: curves/NAME.
         tell: is told progress.
+        synthetic: name of a generative model that learns from the same labelled rows; logistic regression then also
+            learns from rows drawn from it, alone and with the real ones: 100 of each class, or "NAME:ROWS". None: none.
 
     Raises:
         NotSupported: no labels, or a model that cannot use what it is given. DataError: one class, labels that are
@@ -57,21 +61,35 @@ def study(
     draws = Draws(dataset, seed)
     chosen = list(sizes) if sizes else default_sizes(len(draws.pool), len(draws.labels.unique()))
     plain: list[Contender] = [Discriminative(1.0, "logistic (L2)"), Discriminative(1e-6, "logistic (no penalty)")]
+    fed: list[Contender] = []
+    if synthetic is not None:
+        name, _, rows = synthetic.partition(":")
+        if rows and not rows.isdecimal():
+            raise ConfigError(f"{rows!r} in {synthetic!r} is not a number of rows.", "For instance: gmm:100.")
+        source = Generative(name.strip(), None, Budget.parse(budget))
+        fed = [made_of(plain[0], source, int(rows or 100)) for made_of in (OnGenerated, Augmented)]
     curves = learning_curves(draws, [*made, *plain], chosen, repeats, unlabelled, tell)
+    more = learning_curves(draws, fed, chosen, repeats, None, tell)
     kinds = {kind: [c for c in curves if c.kind == kind and "+ unlabelled" not in c.name]
              for kind in ("generative", "discriminative")}  # fmt: skip
     pairs = [compare_curves(a, b, chosen) for a in kinds["generative"] for b in kinds["discriminative"]]
     gains = [compare_curves(c, next(p for p in kinds["generative"] if f"{p.name} + unlabelled" == c.name), chosen)
              for c in curves if c.name.endswith("+ unlabelled")]  # fmt: skip
+    added = [compare_curves(c, kinds["discriminative"][0], chosen) for c in more]
+    said = words(pairs, gains)
+    said += [f"{a.first} against {a.second}: {verdicts(chosen, a.points)}" for a in added[1:]]
+    curves = [*curves, *more]
     folder = Path(out) if out is not None else Path("curves") / dataset.name
     document: dict[str, Any] = {
         "data": dataset.name, "source": dataset.source, "fingerprint": dataset.fingerprint,
         "split_hash": dataset.split_hash, "target": dataset.target, "classes": list(labelling(dataset.space).names),
         "sizes": chosen, "repeats": repeats, "seed": seed, "pool": len(draws.pool), "test_rows": len(draws.test),
         "unlabelled": unlabelled, "weight": weight, "budget": budget,
+        "synthetic": synthetic,
         "interval": "95 %, over draws of the training rows and over held-out rows",
         "curves": [c.to_json(chosen) for c in curves], "comparisons": [p.to_json(chosen) for p in pairs],
-        "gains": [g.to_json(chosen) for g in gains], "words": words(pairs, gains),
+        "gains": [g.to_json(chosen) for g in gains], "words": said,
+        "augmentation": [a.to_json(chosen) for a in added],
     }  # fmt: skip
     files = [folder / name for name in ("curve.json", "curve.png", "curve.html")]
     document["files"] = [str(f) for f in files]
