@@ -101,6 +101,18 @@ def test_the_bound_is_above_the_nats_of_a_linear_decoder():
     assert bool((u.mean(0) - 4 * u.std(0) / 20 > -torch.from_numpy(density.logpdf(x.numpy()))).all())
 
 
+def test_features_of_a_draw_have_the_moments_of_their_class(moments):
+    """40,000 draws, read back by the identity: mean and covariance within five standard errors."""
+    mu, sigma, pi, _ = moments
+    net = Coupled(6, 4, 6, 8).double()
+    net.head = GaussianSoftmax.of(*map(torch.from_numpy, (mu, sigma, pi)))
+    net.g = torch.nn.Identity()  # type: ignore[assignment]
+    z = net.draw(torch.full((40_000,), 2), Streams(0, 40_000)).numpy()
+    variances = np.diag(sigma)
+    assert (np.abs(z.mean(0) - mu[2]) < 5 * np.sqrt(variances / len(z))).all()
+    assert (np.abs(np.cov(z.T) - sigma) < 5 * np.sqrt((np.outer(variances, variances) + sigma**2) / len(z))).all()
+
+
 def test_at_weight_0_rows_without_labels_say_nothing(digits):
     x, y = digits[0][:40], digits[1][:40]
     alone, beside = (fit_coupled(x, y, 10, 0.0, more, steps=20, width=16) for more in (None, digits[0][40:100]))
