@@ -55,9 +55,7 @@ def chunks(emission: Family, rows: Tensor, width: int = 0) -> Iterator[slice]:
         yield slice(i, i + size)
 
 
-def log_b(
-    emission: Family, rows: Tensor, dtype: torch.dtype, observed: Tensor | None = None
-) -> Tensor:
+def log_b(emission: Family, rows: Tensor, dtype: torch.dtype, observed: Tensor | None = None) -> Tensor:
     """log b (N, K) of packed steps; differentiable."""
     if not len(rows):
         return torch.zeros(0, emission.members, dtype=dtype, device=rows.device)
