@@ -200,3 +200,17 @@ def test_what_is_hooked_or_replaced_takes_the_plain_form() -> None:
     fused = attention(x[None], plain_context(3))
     with torch.no_grad():
         assert near(fused, attention(x[None], plain_context(3)).double())
+
+
+def test_operations_that_are_counted_are_all_seen() -> None:
+    """A counter of operations sees a network of fused layers as the plain one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from protea.models.autoregressive.architectures import ARCHITECTURES, language_model
+    from protea.spaces import Tokens
+
+    model, ids = language_model("llama", Tokens(16), ARCHITECTURES["llama"].scaled(1, 32, 16)).train(), torch.arange(16)
+    with FlopCounterMode(display=False) as counted:
+        model.logits(ids[None]).sum().backward()
+    weights = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n)
+    assert counted.get_total_flops() >= 6 * weights * len(ids)

@@ -42,8 +42,15 @@ def ready(*tensors: Tensor) -> bool:
     for x in tensors:
         if x.dtype != torch.float32 or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter):
             return False
+    return not watched() and library() is not None
+
+
+def watched() -> bool:
+    """Whether single operations are looked at: by a compiler, a transform of functions, or a mode that counts them."""
     return (
-        not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active() and library() is not None
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
     )
 
 

@@ -20,10 +20,9 @@ from protea.kernels import training as kernels
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether x is to be differentiated, and not by a compiler, an exporter or a transform of functions."""
-    plain = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    plain = plain and type(x) is Tensor and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return plain and not torch._C._are_functorch_transforms_active()
+    """Whether x is to be differentiated, and nobody looks at single operations (see `kernels.watched`)."""
+    plain = x.requires_grad and torch.is_grad_enabled() and not kernels.watched()
+    return plain and type(x) is Tensor and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
 
 
 def again(plain: Callable[..., Any], given: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
