@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from protea.errors import ConfigError
+from protea.models.autoregressive.blt_config import BLTConfig
 from protea.nn.patching import entropy, level, patch_starts, shifted
 
 transformers = pytest.importorskip("transformers")
@@ -97,3 +99,8 @@ def test_entropies_are_those_of_their_patcher(hf, tmp_path, evidence):
         id="AR-44", system="Entropy patches", claim="entropies of the next byte", unit="nats",
         reference="transformers.BltPatcher", reached=(got - want).abs().max().item(), tolerance=1e-4,
     )  # fmt: skip
+
+
+def test_encoder_and_decoder_are_equally_wide():
+    with pytest.raises(ConfigError, match="encoder is 64 wide and the decoder 32"):
+        BLTConfig(decoder=(2, 32, 2, 2, 80))

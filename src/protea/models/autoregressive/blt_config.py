@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protea.errors import ConfigError
+
 Stack = tuple[int, int, int, int, int]  # layers, width, heads, key heads, width of the perceptrons
 
 
@@ -31,6 +33,12 @@ class BLTConfig:
     windows: tuple[int | None, int | None] = (512, 512)
     rope_theta: tuple[float, float] = (500000.0, 10000.0)
     norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.encoder[1] != self.decoder[1]:
+            raise ConfigError(
+                f"The encoder is {self.encoder[1]} wide and the decoder {self.decoder[1]}.", "Make them equally wide."
+            )
 
     @property
     def d_model(self) -> int:
